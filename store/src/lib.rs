@@ -1,1 +1,25 @@
-//! Placeholder.
+//! Blocks on disk: an index, append-only packs, and references to the user's own files.
+//!
+//! [`Store`] is the one handle: blocking, cheap to clone, safe to use from many threads. A block is either in a *pack*
+//! (nodes, cached content) or at a *reference* (a range of a file of the user's, indexed in place); both are hashed
+//! before their bytes are handed out. What is staged is readable at once and durable after [`Store::commit`].
+//!
+//! This room knows neither peers nor the network, reads no clock, and never writes to a file it only refers to
+//! (`checkout` writes the destinations of fetches, and nothing else).
+//!
+//! Layout of a home's store directory: `format` (its version), `lock` (held while open), `index.redb`, `packs/`.
+#![cfg_attr(test, allow(clippy::unwrap_used))] // a failed unwrap is how a test fails
+
+mod checkout;
+mod error;
+mod import;
+mod root;
+mod store;
+mod types;
+
+pub use checkout::*;
+pub use error::{ManifestError, OpenError, ReadError, StoreError};
+pub use import::*;
+pub use root::{RootKind, RootRecord};
+pub use store::Store;
+pub use types::{BaseId, Damage, DamageKind, MAX_BLOCK_BYTES, MAX_STAGED_BYTES, Options, Stamp, Stats};

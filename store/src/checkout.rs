@@ -1,0 +1,1 @@
+//! The destination of a fetch: verified chunks are written at their places.

@@ -1,0 +1,177 @@
+//! [`Store`]: the public handle, a thin face over the packs, the index, the overlay and the commit.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use shoal_content::{Cid, Manifest};
+
+use crate::{BaseId, Damage, ManifestError, OpenError, Options, ReadError, RootRecord, Stamp, Stats, StoreError};
+
+/// An open store. Cloning is cheap and gives another handle to the same store; it closes when the last one is dropped.
+///
+/// All methods block on disk IO at most and may be called from many threads at once. What was staged and not committed
+/// when the last handle is dropped was never promised: it may be gone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+#[allow(unused_variables, clippy::unimplemented, clippy::todo)] // bodies land in the next commits
+impl Store {
+    /// Opens the store in `dir`, creating it if there is none.
+    pub fn open(dir: &Path, options: Options) -> Result<Store, OpenError> {
+        todo!()
+    }
+
+    /// The directory the store lives in.
+    pub fn dir(&self) -> &Path {
+        todo!()
+    }
+
+    /// Whether the block is here, as far as the index knows; a later read may still find its location damaged.
+    pub fn has(&self, cid: &Cid) -> Result<bool, StoreError> {
+        todo!()
+    }
+
+    /// [`has`](Self::has) for many blocks at one moment, in the given order.
+    pub fn has_many(&self, cids: &[Cid]) -> Result<Vec<bool>, StoreError> {
+        todo!()
+    }
+
+    /// The block's bytes, hashed before they are returned.
+    ///
+    /// A location that is gone, short or holds other bytes leaves the index and is reported by
+    /// [`take_damage`](Self::take_damage); other locations are tried.
+    pub fn read(&self, cid: &Cid) -> Result<Bytes, ReadError> {
+        todo!()
+    }
+
+    /// [`read`](Self::read) into a buffer that is reused: afterwards `buf` holds exactly the block. On an error its
+    /// contents are unspecified.
+    pub fn read_into(&self, cid: &Cid, buf: &mut Vec<u8>) -> Result<(), ReadError> {
+        todo!()
+    }
+
+    /// Stores a block in a pack: readable at once, durable after [`commit`](Self::commit). The caller has verified it.
+    pub fn put(&self, cid: &Cid, bytes: &[u8]) -> Result<(), StoreError> {
+        todo!()
+    }
+
+    /// Names an absolute path (a file or a directory, any bytes) for references to hang off. The same path gives the
+    /// same id. Durable with the next commit.
+    pub fn add_base(&self, path: &Path) -> Result<BaseId, StoreError> {
+        todo!()
+    }
+
+    /// Says that everything below a base is now at another absolute path. Durable with the next commit.
+    pub fn move_base(&self, base: BaseId, path: &Path) -> Result<(), StoreError> {
+        todo!()
+    }
+
+    /// Forgets a base: references below it are not read any more. Durable with the next commit.
+    pub fn remove_base(&self, base: BaseId) -> Result<(), StoreError> {
+        todo!()
+    }
+
+    /// The path of a base.
+    pub fn base_path(&self, base: BaseId) -> Option<PathBuf> {
+        todo!()
+    }
+
+    /// Stages references: each `(cid, offset, len)` says that these `len` bytes at `offset` of the file are that
+    /// block. `rel` is the file's path below the base, parts joined by `/`; empty if the base is the file itself.
+    /// Staging a file again adds references and replaces its stamp. Readable at once, durable after
+    /// [`commit`](Self::commit).
+    ///
+    /// `dirty`: the bytes were written by us, so the commit must sync the file before it may promise anything.
+    ///
+    /// What is staged is bounded in memory: beyond [`MAX_STAGED_BYTES`](crate::MAX_STAGED_BYTES) this call commits by
+    /// itself, and blocks while it does.
+    pub fn stage_file(
+        &self,
+        base: BaseId,
+        rel: &str,
+        stamp: Stamp,
+        refs: &[(Cid, u64, u32)],
+        dirty: bool,
+    ) -> Result<(), StoreError> {
+        todo!()
+    }
+
+    /// What a file looked like when it was last staged; `None` if no reference points into it.
+    pub fn file_stamp(&self, base: BaseId, rel: &str) -> Result<Option<Stamp>, StoreError> {
+        todo!()
+    }
+
+    /// Makes durable everything staged before the call. What other threads stage meanwhile belongs to the next commit;
+    /// readers are never blocked. Returns at once if nothing is staged.
+    ///
+    /// After a failed sync or index commit the store is read-only: every later call that would promise something
+    /// returns [`StoreError::ReadOnly`].
+    pub fn commit(&self) -> Result<(), StoreError> {
+        todo!()
+    }
+
+    /// Records a root, replacing an earlier record of the same CID. Durable on return, with everything staged before.
+    pub fn put_root(&self, record: RootRecord) -> Result<(), StoreError> {
+        todo!()
+    }
+
+    /// The record of a root.
+    pub fn root(&self, root: &Cid) -> Result<Option<RootRecord>, StoreError> {
+        todo!()
+    }
+
+    /// All roots, in the order of their keys.
+    pub fn roots(&self) -> Result<Vec<RootRecord>, StoreError> {
+        todo!()
+    }
+
+    /// Forgets a root; false if there was none. Its blocks stay until the garbage collector, which comes later.
+    /// Durable on return.
+    pub fn remove_root(&self, root: &Cid) -> Result<bool, StoreError> {
+        todo!()
+    }
+
+    /// Pins or unpins a root; false if there is none. Durable on return.
+    pub fn set_pinned(&self, root: &Cid, pinned: bool) -> Result<bool, StoreError> {
+        todo!()
+    }
+
+    /// Reads, changes and writes a root's record in one step; false if there is none. Durable on return.
+    pub fn update_root(&self, root: &Cid, change: impl FnOnce(&mut RootRecord)) -> Result<bool, StoreError> {
+        todo!()
+    }
+
+    /// Walks the inner nodes below `root` and lays out its files.
+    pub fn manifest(&self, root: &Cid) -> Result<Manifest, ManifestError> {
+        todo!()
+    }
+
+    /// What reads found bad since the last call, one entry per file, oldest first. Bounded: beyond 1,024 files the
+    /// oldest entry is dropped.
+    pub fn take_damage(&self) -> Vec<Damage> {
+        todo!()
+    }
+
+    /// Why the store is read-only, if it is.
+    pub fn read_only_reason(&self) -> Option<Arc<str>> {
+        todo!()
+    }
+
+    /// Counts and bytes.
+    pub fn stats(&self) -> Result<Stats, StoreError> {
+        todo!()
+    }
+}
