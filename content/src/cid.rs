@@ -1,0 +1,232 @@
+//! Content identifiers: the two codecs and the two hashes of this network in a small `Copy` type.
+//!
+//! Text and binary forms are those of the multiformats CID specification (v1, base32 lower; v0 is read as what it means,
+//! a dag-pb block under sha2-256). Other codecs and hashes are errors that name them. Nothing here fetches or stores.
+
+use std::{fmt, str::FromStr};
+
+use cid::multihash::Multihash;
+use sha2::Digest as _;
+
+/// How a block's bytes are read (multicodec).
+#[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Debug)]
+pub enum Codec {
+    /// `raw` (0x55): file bytes, a leaf.
+    Raw,
+    /// `dag-pb` (0x70): a UnixFS node.
+    DagPb,
+}
+
+impl Codec {
+    /// The multicodec number.
+    pub const fn code(self) -> u64 {
+        match self {
+            Self::Raw => 0x55,
+            Self::DagPb => 0x70,
+        }
+    }
+
+    const fn from_code(code: u64) -> Option<Self> {
+        match code {
+            0x55 => Some(Self::Raw),
+            0x70 => Some(Self::DagPb),
+            _ => None,
+        }
+    }
+}
+
+/// The hash that names a block (multihash). Both have digests of 32 bytes.
+#[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Debug)]
+pub enum HashKind {
+    /// BLAKE3-256 (0x1e), the default.
+    Blake3,
+    /// sha2-256 (0x12), what most of IPFS uses.
+    Sha2_256,
+}
+
+impl HashKind {
+    /// The multihash number.
+    pub const fn code(self) -> u64 {
+        match self {
+            Self::Blake3 => 0x1e,
+            Self::Sha2_256 => 0x12,
+        }
+    }
+
+    const fn from_code(code: u64) -> Option<Self> {
+        match code {
+            0x1e => Some(Self::Blake3),
+            0x12 => Some(Self::Sha2_256),
+            _ => None,
+        }
+    }
+
+    /// The digest of `data`.
+    pub fn digest(self, data: &[u8]) -> [u8; 32] {
+        match self {
+            Self::Blake3 => *blake3::hash(data).as_bytes(),
+            Self::Sha2_256 => sha2::Sha256::digest(data).into(),
+        }
+    }
+}
+
+/// A content identifier: codec, hash and a digest of 32 bytes. Small and `Copy`; ordered by codec, hash, digest.
+#[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash)]
+pub struct Cid {
+    codec: Codec,
+    hash: HashKind,
+    digest: [u8; 32],
+}
+
+impl Cid {
+    /// Length of [`Cid::key`], in bytes.
+    pub const KEY_LEN: usize = 33;
+
+    /// A CID from its parts.
+    pub const fn new(codec: Codec, hash: HashKind, digest: [u8; 32]) -> Self {
+        Self { codec, hash, digest }
+    }
+
+    /// The CID of `data`.
+    pub fn of(codec: Codec, hash: HashKind, data: &[u8]) -> Self {
+        Self::new(codec, hash, hash.digest(data))
+    }
+
+    /// Whether `data` is the block this CID names.
+    pub fn verify(&self, data: &[u8]) -> bool {
+        self.hash.digest(data) == self.digest
+    }
+
+    /// How the block is read.
+    pub const fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// The hash that made the digest.
+    pub const fn hash_kind(&self) -> HashKind {
+        self.hash
+    }
+
+    /// The digest.
+    pub const fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+
+    /// Whether this names a block of no bytes, so that nothing needs to be fetched for it.
+    pub fn is_empty_block(&self) -> bool {
+        self.verify(&[])
+    }
+
+    /// A fixed-length key for indexes: one byte for codec and hash, then the digest. The byte is part of the store's
+    /// format and of the wire's, and never changes: bit 0 is the codec (raw 0), bit 1 the hash (BLAKE3 0).
+    pub fn key(&self) -> [u8; Self::KEY_LEN] {
+        let mut key = [0; Self::KEY_LEN];
+        key[0] = u8::from(self.codec == Codec::DagPb) | u8::from(self.hash == HashKind::Sha2_256) << 1;
+        key[1..].copy_from_slice(&self.digest);
+        key
+    }
+
+    /// The CID of a [`Cid::key`]; `None` where the length or the first byte is not of that form.
+    pub fn from_key(key: &[u8]) -> Option<Self> {
+        let (&tag, digest) = key.split_first()?;
+        let digest = <[u8; 32]>::try_from(digest).ok()?;
+        if tag > 3 {
+            return None;
+        }
+        let codec = if tag & 1 == 0 { Codec::Raw } else { Codec::DagPb };
+        let hash = if tag & 2 == 0 { HashKind::Blake3 } else { HashKind::Sha2_256 };
+        Some(Self::new(codec, hash, digest))
+    }
+
+    /// The binary CIDv1 (36 bytes).
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.foreign().to_bytes()
+    }
+
+    /// Reads a whole binary CID, v1 or v0.
+    ///
+    /// # Errors
+    /// [`CidError::Malformed`] for what is no CID or has bytes after it; the other variants for a CID of another network.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CidError> {
+        // Every CID of ours is 34 (v0) or 36 bytes. The `cid` crate ignores what follows one, so bound it here.
+        let mut rest = bytes;
+        let cid = cid::Cid::read_bytes(&mut rest)?;
+        if !rest.is_empty() {
+            return Err(CidError::Trailing(rest.len()));
+        }
+        Self::from_foreign(&cid)
+    }
+
+    /// The binary multihash (34 bytes): the key under which the DHT knows the block, whatever its codec.
+    pub fn multihash(&self) -> Vec<u8> {
+        self.foreign().hash().to_bytes()
+    }
+
+    fn foreign(&self) -> cid::Cid {
+        // 32 bytes always fit in the 64 that `cid` reserves.
+        match Multihash::wrap(self.hash.code(), &self.digest) {
+            Ok(hash) => cid::Cid::new_v1(self.codec.code(), hash),
+            Err(_) => unreachable!("a digest of 32 bytes fits in 64"),
+        }
+    }
+
+    fn from_foreign(cid: &cid::Cid) -> Result<Self, CidError> {
+        let codec = Codec::from_code(cid.codec()).ok_or(CidError::Codec(cid.codec()))?;
+        let hash = HashKind::from_code(cid.hash().code()).ok_or(CidError::Hash(cid.hash().code()))?;
+        let digest = <[u8; 32]>::try_from(cid.hash().digest()).map_err(|_| CidError::Digest(cid.hash().size()))?;
+        Ok(Self::new(codec, hash, digest))
+    }
+}
+
+impl fmt::Display for Cid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.foreign().to_string())
+    }
+}
+
+impl fmt::Debug for Cid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Cid {
+    type Err = CidError;
+
+    /// Accepts any multibase, and CIDv0 (`Qm…`).
+    fn from_str(text: &str) -> Result<Self, CidError> {
+        // The longest text of 36 bytes is base2: 289 characters.
+        if text.len() > 300 {
+            return Err(CidError::TooLong(text.len()));
+        }
+        // `cid::Cid::from_str` looks for "/ipfs/" in front of a CID; a path is for the link parser to take apart.
+        if text.contains('/') {
+            return Err(CidError::Malformed(cid::Error::ParsingError));
+        }
+        Self::from_foreign(&cid::Cid::from_str(text)?)
+    }
+}
+
+/// Why something is not a CID that this network can use.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CidError {
+    /// Not a CID at all.
+    #[error("not a content identifier (CID): {0}; check that all of it was copied")]
+    Malformed(#[from] cid::Error),
+    /// Longer than any CID of this network.
+    #[error("not a content identifier (CID): {0} characters is too long for one")]
+    TooLong(usize),
+    /// Bytes after the CID.
+    #[error("{0} bytes follow the content identifier (CID)")]
+    Trailing(usize),
+    /// A codec other than raw and dag-pb.
+    #[error("this CID names content of codec {0:#x}; only raw (0x55) and dag-pb (0x70), which hold files, can be used")]
+    Codec(u64),
+    /// A hash other than BLAKE3 and sha2-256.
+    #[error("this CID uses hash {0:#x}; only BLAKE3 (0x1e) and sha2-256 (0x12) can be used")]
+    Hash(u64),
+    /// A digest that was cut short or extended.
+    #[error("this CID has a digest of {0} bytes; only full digests of 32 bytes can be used")]
+    Digest(u8),
+}

@@ -1,0 +1,94 @@
+//! Import profiles: every parameter that decides which CID a file or tree gets, under one name.
+//!
+//! A profile never changes once released, since a changed one would give the same content another name; a better set of
+//! parameters gets a new name. Reading a DAG depends on no profile.
+
+use crate::HashKind;
+
+/// Where a file is cut into chunks.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum Chunking {
+    /// Chunks of this many bytes, the last one shorter.
+    Fixed(usize),
+    /// Content-defined cuts, so that an insertion moves only the chunks around it.
+    FastCdc(FastCdc),
+}
+
+/// Parameters of FastCDC (Xia et al., "The Design of Fast Content-Defined Chunking", IEEE TPDS 2020), all in bytes and even.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct FastCdc {
+    /// No cut is looked for before this length.
+    pub min: usize,
+    /// The normal size, at which the judgement changes from strict to lax.
+    pub normal: usize,
+    /// A chunk is cut here at the latest.
+    pub max: usize,
+    /// Normalization level: how many bits the mask is stricter before the normal size, and laxer after it.
+    pub level: u32,
+}
+
+/// Every parameter that decides which CID a file or tree gets.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+#[non_exhaustive]
+pub struct Profile {
+    /// The name, for settings and records.
+    pub name: &'static str,
+    /// The hash that names blocks.
+    pub hash: HashKind,
+    /// Where files are cut.
+    pub chunking: Chunking,
+    /// Most links in a node of a file.
+    pub links_per_node: usize,
+    /// A directory whose plain block is longer than this many bytes becomes a HAMT.
+    pub hamt_over_bytes: usize,
+    /// Whether the executable bit is kept.
+    pub keep_mode: bool,
+}
+
+/// Shoal's own profile, the default.
+pub const SHOAL_V1: Profile = Profile {
+    name: "shoal-v1",
+    hash: HashKind::Blake3,
+    chunking: Chunking::FastCdc(FastCdc { min: 64 << 10, normal: 256 << 10, max: 1 << 20, level: 2 }),
+    links_per_node: 1024,
+    hamt_over_bytes: 256 << 10,
+    keep_mode: true,
+};
+
+/// IPFS's profile of that name (specification IPIP-0499): what kubo and Helia give the same content with it.
+pub const UNIXFS_V1_2025: Profile = Profile {
+    name: "unixfs-v1-2025",
+    hash: HashKind::Sha2_256,
+    chunking: Chunking::Fixed(1 << 20),
+    links_per_node: 1024,
+    hamt_over_bytes: 256 << 10,
+    keep_mode: false,
+};
+
+impl Profile {
+    /// Longest chunk this profile makes, in bytes.
+    pub const fn max_chunk(&self) -> usize {
+        match self.chunking {
+            Chunking::Fixed(size) => size,
+            Chunking::FastCdc(cdc) => cdc.max,
+        }
+    }
+
+    /// Length of the chunk at the start of `data`, in bytes. `data` begins at a chunk's start and holds at least
+    /// [`Profile::max_chunk`] bytes or runs to the end of the file. 0 only for empty data.
+    pub fn cut(&self, data: &[u8]) -> usize {
+        match self.chunking {
+            Chunking::Fixed(size) => size.min(data.len()),
+            Chunking::FastCdc(cdc) => cdc.cut(data),
+        }
+    }
+}
+
+impl FastCdc {
+    fn cut(&self, data: &[u8]) -> usize {
+        let bits = self.normal.ilog2();
+        let strict = fastcdc::v2020::MASKS[(bits + self.level) as usize];
+        let lax = fastcdc::v2020::MASKS[(bits - self.level) as usize];
+        fastcdc::v2020::cut(data, self.min, self.normal, self.max, strict, lax, strict << 1, lax << 1).1
+    }
+}
