@@ -12,6 +12,7 @@ mod chunk;
 mod cid;
 mod dagpb;
 mod directory;
+mod expand;
 mod limits;
 mod link;
 mod manifest;

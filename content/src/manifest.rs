@@ -1,8 +1,12 @@
-//! The manifest: what a root holds, as entries and leaves, once all of its nodes are known.
+//! The manifest: what a root holds, as entries and leaves, once all of its nodes are known. Only looked things up in;
+//! `expand` makes it.
 
-use std::ops::Range;
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
-use crate::{Cid, RelPath};
+use crate::{Cid, RelPath, path::is_within};
 
 /// A distinct leaf: file bytes to move.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -73,16 +77,83 @@ pub struct Place {
     pub offset: u64,
 }
 
-/// What a root holds. Immutable; made by [`crate::Walk::finish`].
+/// What a root holds. Immutable; made by [`crate::Walk::finish`]. Some 180 bytes per file of one leaf.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     root: Cid,
     leaves: Vec<Leaf>,
     entries: Vec<Entry>,
     nodes: Vec<Cid>,
+    extents: Extents,
+    /// Leaf indexes in the order of their CIDs.
+    by_cid: Vec<u32>,
+    /// Where each leaf's places begin in `places`, and one more for the end.
+    places_of: Vec<u32>,
+    places: Vec<Place>,
+    total_bytes: u64,
+    file_count: usize,
 }
 
 impl Manifest {
+    pub(crate) fn new(
+        root: Cid,
+        mut leaves: Vec<Leaf>,
+        mut entries: Vec<Entry>,
+        mut nodes: Vec<Cid>,
+        mut extents: Extents,
+    ) -> Self {
+        leaves.shrink_to_fit();
+        entries.shrink_to_fit();
+        nodes.shrink_to_fit();
+        extents.shrink_to_fit();
+        let mut by_cid: Vec<u32> = (0..leaves.len() as u32).collect();
+        by_cid.sort_unstable_by_key(|&leaf| leaves[leaf as usize].cid);
+        let files = || entries.iter().filter_map(|entry| entry.file_size());
+        let (total_bytes, file_count) = (files().fold(0, u64::saturating_add), files().count());
+        let mut manifest = Self {
+            root,
+            leaves,
+            entries,
+            nodes,
+            extents,
+            by_cid,
+            places_of: Vec::new(),
+            places: Vec::new(),
+            total_bytes,
+            file_count,
+        };
+        manifest.fill_places();
+        manifest
+    }
+
+    /// Sorts the places of all leaves by leaf, by counting.
+    fn fill_places(&mut self) {
+        let mut ends = vec![0u32; self.leaves.len() + 1];
+        for leaf in self.extents.leaves() {
+            ends[leaf as usize] += 1;
+        }
+        let mut sum = 0;
+        for end in &mut ends {
+            sum += *end;
+            *end = sum;
+        }
+        // Filled from the back, so that each end moves down to its beginning.
+        let mut places = vec![Place { entry: 0, offset: 0 }; sum as usize];
+        for entry in (0..self.entries.len() as u32).rev() {
+            let mut offset = self.entries[entry as usize].file_size().unwrap_or(0);
+            for extent in self.extent_range(entry).rev() {
+                let (source, len) = self.extents.get(extent, &self.leaves);
+                offset -= u64::from(len);
+                if let Source::Leaf(leaf) = source {
+                    ends[leaf as usize] -= 1;
+                    places[ends[leaf as usize] as usize] = Place { entry, offset };
+                }
+            }
+        }
+        self.places_of = ends;
+        self.places = places;
+    }
+
     /// The root.
     pub fn root(&self) -> Cid {
         self.root
@@ -107,29 +178,43 @@ impl Manifest {
 
     /// Bytes of all files.
     pub fn total_bytes(&self) -> u64 {
-        todo!()
+        self.total_bytes
     }
 
     /// Number of files.
     pub fn file_count(&self) -> usize {
-        todo!()
+        self.file_count
     }
 
-    /// The stretches of a file, in file order; none for what is no file.
+    /// The stretches of a file, in file order; none for what is no file and for an index out of range.
     pub fn pieces(&self, entry: u32) -> impl Iterator<Item = Piece<'_>> {
-        todo!("{entry}");
-        #[allow(unreachable_code)]
-        std::iter::empty()
+        self.extent_range(entry).scan(0, |offset, extent| {
+            let (source, len) = self.extents.get(extent, &self.leaves);
+            let piece = Piece { offset: *offset, len, source };
+            *offset += u64::from(len);
+            Some(piece)
+        })
+    }
+
+    fn extent_range(&self, entry: u32) -> Range<u32> {
+        match self.entries.get(entry as usize).map(|entry| &entry.kind) {
+            Some(EntryKind::File { extents, .. }) => extents.clone(),
+            _ => 0..0,
+        }
     }
 
     /// Everywhere a leaf belongs, in order of entries. Empty for an index out of range.
     pub fn places(&self, leaf: u32) -> &[Place] {
-        todo!("{leaf}")
+        match self.places_of.get(leaf as usize..) {
+            Some([from, to, ..]) => &self.places[*from as usize..*to as usize],
+            _ => &[],
+        }
     }
 
     /// The leaf of this CID.
     pub fn leaf_index(&self, cid: &Cid) -> Option<u32> {
-        todo!("{cid}")
+        let at = self.by_cid.binary_search_by_key(cid, |&leaf| self.leaves[leaf as usize].cid).ok()?;
+        Some(self.by_cid[at])
     }
 
     /// What the given paths need: those entries, everything below them and the directories above. No paths means all.
@@ -137,7 +222,104 @@ impl Manifest {
     /// # Errors
     /// [`SelectError`] naming a path that the root does not hold.
     pub fn select(&self, paths: &[RelPath]) -> Result<Selection, SelectError> {
-        todo!("{}", paths.len())
+        // What was asked for, and whether it was found; and the directories above.
+        let mut asked: HashMap<&str, bool> = paths.iter().map(|path| (path.as_str(), false)).collect();
+        let mut above: HashSet<&str> = HashSet::new();
+        for path in paths.iter().map(RelPath::as_str).filter(|path| !path.is_empty()) {
+            above.insert("");
+            above.extend(path.match_indices('/').map(|(end, _)| &path[..end]));
+        }
+        let mut selection = Selection { entries: Vec::new(), leaves: Vec::new(), bytes: 0 };
+        let mut needed = vec![false; self.leaves.len()];
+        // Entries are in depth-first order, so that what is below a selected one follows it.
+        let mut inside = paths.is_empty().then_some("");
+        for (index, entry) in (0u32..).zip(&self.entries) {
+            let path = entry.path.as_str();
+            if let Some(found) = asked.get_mut(path) {
+                *found = true;
+                inside = inside.filter(|base| is_within(path, base)).or(Some(path));
+            }
+            if inside.is_some_and(|base| is_within(path, base)) {
+                selection.entries.push(index);
+                selection.bytes = selection.bytes.saturating_add(entry.file_size().unwrap_or(0));
+                for extent in self.extent_range(index) {
+                    if let (Source::Leaf(leaf), _) = self.extents.get(extent, &self.leaves) {
+                        needed[leaf as usize] = true;
+                    }
+                }
+            } else if above.contains(path) {
+                selection.entries.push(index);
+            }
+        }
+        if let Some(path) = paths.iter().find(|path| asked.get(path.as_str()) == Some(&false)) {
+            return Err(SelectError::NotFound { path: path.clone(), root: self.root });
+        }
+        selection.leaves = (0u32..).zip(needed).filter_map(|(leaf, needed)| needed.then_some(leaf)).collect();
+        Ok(selection)
+    }
+}
+
+impl Entry {
+    /// Bytes of a file; `None` for what is no file.
+    pub fn file_size(&self) -> Option<u64> {
+        match self.kind {
+            EntryKind::File { size, .. } => Some(size),
+            _ => None,
+        }
+    }
+}
+
+/// The bit of an extent that says it is inline: the rest is then an index into the inline stretches, else a leaf index.
+pub(crate) const INLINE: u32 = 1 << 31;
+
+/// The stretches of all files, one number each.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Extents {
+    extents: Vec<u32>,
+    inline: Vec<u8>,
+    /// Where each inline stretch ends in `inline`.
+    inline_ends: Vec<u32>,
+}
+
+impl Extents {
+    /// The caller keeps this below [`INLINE`].
+    pub(crate) fn len(&self) -> u32 {
+        self.extents.len() as u32
+    }
+
+    pub(crate) fn inline_bytes(&self) -> usize {
+        self.inline.len()
+    }
+
+    pub(crate) fn push_leaf(&mut self, leaf: u32) {
+        self.extents.push(leaf);
+    }
+
+    pub(crate) fn push_inline(&mut self, bytes: &[u8]) {
+        self.extents.push(INLINE | self.inline_ends.len() as u32);
+        self.inline.extend_from_slice(bytes);
+        self.inline_ends.push(self.inline.len() as u32);
+    }
+
+    fn shrink_to_fit(&mut self) {
+        self.extents.shrink_to_fit();
+        self.inline.shrink_to_fit();
+        self.inline_ends.shrink_to_fit();
+    }
+
+    fn get(&self, extent: u32, leaves: &[Leaf]) -> (Source<'_>, u32) {
+        let number = self.extents[extent as usize];
+        if number & INLINE == 0 {
+            return (Source::Leaf(number), leaves[number as usize].len);
+        }
+        let index = (number & !INLINE) as usize;
+        let from = index.checked_sub(1).map_or(0, |before| self.inline_ends[before]);
+        let to = self.inline_ends[index];
+        (Source::Inline(&self.inline[from as usize..to as usize]), to - from)
+    }
+
+    fn leaves(&self) -> impl Iterator<Item = u32> + '_ {
+        self.extents.iter().copied().filter(|extent| extent & INLINE == 0)
     }
 }
 
@@ -157,7 +339,7 @@ pub struct Selection {
 #[non_exhaustive]
 pub enum SelectError {
     /// No such entry.
-    #[error("there is no \"{path}\" in {root}")]
+    #[error("there is no \"{path}\" in {root}; leave the path out to see what there is")]
     NotFound {
         /// What was asked for.
         path: RelPath,
