@@ -1,1 +1,0 @@
-//! The destination of a fetch: verified chunks are written at their places.

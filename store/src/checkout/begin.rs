@@ -1,0 +1,345 @@
+//! Beginning a checkout: what is there already, whether the rest fits, directories, and the root's record.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64, atomic::AtomicUsize},
+};
+
+use cap_std::fs::Dir;
+use shoal_content::{Cid, EntryKind, Manifest, RelPath, Source, case_clashes};
+
+use super::{
+    Amount, Checkout, CheckoutError, CheckoutOptions,
+    bits::Bits,
+    ground::Ground,
+    target::{self, Plan, Target},
+    verify::{Check, Found},
+};
+use crate::{RootKind, RootRecord, Stamp, Store};
+
+/// See [`Checkout::begin`].
+pub(super) fn begin(
+    store: &Store,
+    manifest: Arc<Manifest>,
+    paths: &[RelPath],
+    dir: &Path,
+    name: &str,
+    options: CheckoutOptions,
+) -> Result<Checkout, CheckoutError> {
+    let selection = manifest.select(paths)?;
+    let plans = target::plan(&manifest, paths, name)?;
+    let (parent, dir) = target::open_parent(dir)?;
+    refuse_case_clashes(&manifest, &plans, &parent, &dir)?;
+
+    let found = Found::new(&manifest);
+    let mut targets = Vec::with_capacity(plans.len());
+    for plan in plans {
+        targets.push(open_target(store, &manifest, &parent, &dir, plan, &options, &found)?);
+    }
+    let wanted = Bits::new(manifest.leaves().len());
+    let mut wanted_bytes = 0;
+    for &leaf in &selection.leaves {
+        wanted.add(leaf);
+        wanted_bytes += manifest.leaves().get(leaf as usize).map_or(0, |leaf| u64::from(leaf.len));
+    }
+    let mut checkout = Checkout {
+        store: store.clone(),
+        have: Bits::new(manifest.leaves().len()),
+        have_leaves: AtomicUsize::new(0),
+        have_bytes: AtomicU64::new(0),
+        manifest,
+        paths: paths.to_vec(),
+        selection,
+        options,
+        dir,
+        parent,
+        name: name.to_owned(),
+        targets,
+        wanted,
+        wanted_bytes,
+        resumed: Amount::default(),
+        finished: RwLock::new(None),
+    };
+    for &leaf in &checkout.selection.leaves {
+        if found.good.has(leaf) && !found.bad.has(leaf) {
+            checkout.mark(leaf);
+        }
+    }
+    checkout.resumed = checkout.have_amount();
+    check_space(&checkout, found.bytes.into_inner())?;
+    make_directories(&checkout)?;
+    write_inline(&checkout)?;
+    if !checkout.targets.iter().all(|target| target.done) {
+        record(&checkout, false)?;
+    }
+    Ok(checkout)
+}
+
+/// Opens one target: its destination if that is there, its partial if that is, a new partial else.
+fn open_target(
+    store: &Store,
+    manifest: &Manifest,
+    parent: &Dir,
+    dir: &Path,
+    plan: Plan,
+    options: &CheckoutOptions,
+    found: &Found,
+) -> Result<Target, CheckoutError> {
+    let dest = dir.join(&plan.name);
+    let part = plan.part_name(manifest);
+    if parent.symlink_metadata(&plan.name).is_ok() {
+        let Some((ground, matches)) = identical(manifest, &plan, parent, dir, options)? else {
+            return Err(CheckoutError::Exists { path: dest });
+        };
+        let base = store.add_base(&dest)?;
+        for (entry, stamp, refs) in matches {
+            store.stage_file(base, plan.rel(manifest, entry), stamp, &refs, false)?;
+        }
+        for leaf in leaves_of(manifest, &plan) {
+            found.good.add(leaf);
+        }
+        return Ok(Target { plan, at: dest.clone(), dest, part, base, ground, done: true, resumed: false });
+    }
+
+    let at = dir.join(&part);
+    let executable = matches!(kind_of(manifest, plan.first), Some(EntryKind::File { executable: true, .. }));
+    let opened = if plan.tree { Ground::tree(parent, &part) } else { Ground::file(parent, &part, executable) };
+    let opened = opened.map_err(|source| CheckoutError::Io { action: "create", path: at.clone(), source })?;
+    if !opened.ground.lock() {
+        return Err(CheckoutError::Busy { path: at });
+    }
+    let base = store.add_base(&at)?;
+    let target = Target { plan, dest, at, part, base, ground: opened.ground, done: false, resumed: opened.existed };
+    if target.resumed {
+        Check {
+            manifest,
+            plan: &target.plan,
+            ground: &target.ground,
+            threads: crate::import::threads(options.threads),
+            cancel: &options.cancel,
+            trim: true,
+            found,
+            // Written before a crash, perhaps never synced.
+            on_match: &|_, rel, stamp, refs| Ok(store.stage_file(base, rel, stamp, refs, true)?),
+        }
+        .run()?;
+    } else {
+        found.nothing_of(manifest, &target.plan);
+    }
+    Ok(target)
+}
+
+/// Stretches of references that a check found: entry, stamp of its file, references.
+type Matches = Vec<(u32, Stamp, Vec<(Cid, u64, u32)>)>;
+
+/// Opens what is at a target's destination if it is the target byte for byte; `None` if it is anything else.
+pub(super) fn identical(
+    manifest: &Manifest,
+    plan: &Plan,
+    parent: &Dir,
+    dir: &Path,
+    options: &CheckoutOptions,
+) -> Result<Option<(Ground, Matches)>, CheckoutError> {
+    let ground = if plan.tree {
+        if !same_shape(manifest, plan, &dir.join(&plan.name)).unwrap_or(false) {
+            return Ok(None);
+        }
+        Ground::existing_tree(parent, &plan.name)
+    } else {
+        Ground::existing_file(parent, &plan.name)
+    };
+    let Ok(ground) = ground else { return Ok(None) };
+    let found = Found::new(manifest);
+    let matches = Mutex::new(Matches::new());
+    Check {
+        manifest,
+        plan,
+        ground: &ground,
+        threads: crate::import::threads(options.threads),
+        cancel: &options.cancel,
+        trim: false,
+        found: &found,
+        on_match: &|entry, _, stamp, refs| {
+            matches.lock().unwrap_or_else(PoisonError::into_inner).push((entry, stamp, refs.to_vec()));
+            Ok(())
+        },
+    }
+    .run()?;
+    let matches = matches.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(found.complete(manifest, plan).then_some((ground, matches)))
+}
+
+/// Whether a tree holds exactly the names of a target, each of its kind. Symlinks may be missing.
+fn same_shape(manifest: &Manifest, plan: &Plan, at: &Path) -> io::Result<bool> {
+    if !fs::symlink_metadata(at)?.is_dir() {
+        return Ok(false);
+    }
+    let mut expected: HashMap<&str, &EntryKind> = (plan.first..plan.end)
+        .filter_map(|entry| Some((plan.rel(manifest, entry), kind_of(manifest, entry)?)))
+        .filter(|(rel, _)| !rel.is_empty())
+        .collect();
+    let mut open = vec![String::new()];
+    while let Some(dir) = open.pop() {
+        for found in fs::read_dir(at.join(&dir))? {
+            let found = found?;
+            let Ok(name) = found.file_name().into_string() else { return Ok(false) };
+            let rel = if dir.is_empty() { name } else { format!("{dir}/{name}") };
+            let kind = found.file_type()?;
+            let same = match expected.remove(&*rel) {
+                Some(EntryKind::Dir) => kind.is_dir(),
+                Some(EntryKind::File { size, .. }) => kind.is_file() && found.metadata()?.len() == *size,
+                Some(EntryKind::Symlink { target }) => {
+                    kind.is_symlink() && fs::read_link(found.path())?.as_os_str() == &**target
+                }
+                None => false,
+            };
+            if !same {
+                return Ok(false);
+            }
+            if kind.is_dir() {
+                open.push(rel);
+            }
+        }
+    }
+    Ok(expected.values().all(|kind| matches!(kind, EntryKind::Symlink { .. })))
+}
+
+pub(super) fn kind_of(manifest: &Manifest, entry: u32) -> Option<&EntryKind> {
+    manifest.entries().get(entry as usize).map(|entry| &entry.kind)
+}
+
+fn leaves_of<'m>(manifest: &'m Manifest, plan: &Plan) -> impl Iterator<Item = u32> + 'm {
+    (plan.first..plan.end).flat_map(|entry| manifest.pieces(entry)).filter_map(|piece| match piece.source {
+        Source::Leaf(leaf) => Some(leaf),
+        Source::Inline(_) => None,
+    })
+}
+
+/// Refuses names that this file system would take for one. It is only asked where there are such names.
+fn refuse_case_clashes(manifest: &Manifest, plans: &[Plan], parent: &Dir, dir: &Path) -> Result<(), CheckoutError> {
+    let inside = plans.iter().flat_map(|plan| {
+        let entries = manifest.entries().get(plan.first as usize..plan.end as usize).unwrap_or_default();
+        entries.iter().map(|entry| &entry.path)
+    });
+    let mut clashes = case_clashes(inside);
+    // Several selected paths land side by side, wherever they come from.
+    let tops: Vec<RelPath> = plans.iter().filter_map(|plan| plan.name.parse().ok()).collect();
+    clashes.extend(case_clashes(&tops));
+    let Some((first, second)) = clashes.into_iter().next() else { return Ok(()) };
+    let ignores = target::ignores_case(parent);
+    match ignores.map_err(|source| CheckoutError::Io { action: "write to", path: dir.to_owned(), source })? {
+        true => Err(CheckoutError::CaseClash { first, second, path: dir.to_owned() }),
+        false => Ok(()),
+    }
+}
+
+/// Fails if what is still missing does not fit, and leaves nothing new behind then.
+fn check_space(checkout: &Checkout, in_place: u64) -> Result<(), CheckoutError> {
+    let open = checkout.targets.iter().filter(|target| !target.done);
+    let sizes = open.clone().flat_map(|target| target.plan.first..target.plan.end).map(|entry| {
+        match kind_of(&checkout.manifest, entry) {
+            Some(EntryKind::File { size, .. }) => *size,
+            _ => 0,
+        }
+    });
+    let needed = sizes.fold(0_u64, u64::saturating_add).saturating_sub(in_place);
+    let Some(free) = free_bytes(&checkout.parent).filter(|free| *free < needed) else { return Ok(()) };
+    for target in open.clone().filter(|target| !target.resumed) {
+        let removed = if target.plan.tree {
+            checkout.parent.remove_dir(&target.part)
+        } else {
+            checkout.parent.remove_file(&target.part)
+        };
+        if let Err(error) = removed {
+            tracing::warn!(path = %target.at.display(), %error, "an empty partial destination stays behind");
+        }
+    }
+    let path = open.clone().next().map_or_else(|| checkout.dir.clone(), |target| target.dest.clone());
+    Err(CheckoutError::NoSpace { path, needed, free })
+}
+
+/// Bytes that this user may still write where `dir` is; `None` where the file system does not say.
+pub(super) fn free_bytes(dir: &Dir) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let stat = rustix::fs::fstatvfs(dir).ok()?;
+        // A tmpfs without a limit reports no blocks at all.
+        (stat.f_blocks > 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+    #[cfg(not(unix))]
+    {
+        let _: &Dir = dir;
+        None
+    }
+}
+
+/// Makes all directories, so that writers find them.
+fn make_directories(checkout: &Checkout) -> Result<(), CheckoutError> {
+    for target in checkout.targets.iter().filter(|target| !target.done) {
+        let Some(dir) = target.ground.dir() else { continue };
+        for entry in target.plan.first + 1..target.plan.end {
+            if !matches!(kind_of(&checkout.manifest, entry), Some(EntryKind::Dir)) {
+                continue;
+            }
+            let rel = target.plan.rel(&checkout.manifest, entry);
+            match dir.create_dir(rel) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(checkout.failed("create", target.path(rel), source)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes what the nodes of a foreign DAG hold themselves; no leaf will bring it.
+fn write_inline(checkout: &Checkout) -> Result<(), CheckoutError> {
+    for target in checkout.targets.iter().filter(|target| !target.done) {
+        for entry in target.plan.first..target.plan.end {
+            for piece in checkout.manifest.pieces(entry) {
+                if let Source::Inline(bytes) = piece.source {
+                    checkout.write_piece(target, entry, bytes, piece.offset)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts the root's record, unless that would make less of an earlier one: a share stays a share, and what is here as a
+/// whole is not called incomplete because it is fetched to another place as well.
+pub(super) fn record(checkout: &Checkout, complete: bool) -> Result<(), CheckoutError> {
+    let root = checkout.manifest.root();
+    let earlier = checkout.store.root(&root)?;
+    if let Some(earlier) = &earlier {
+        let whole = earlier.complete && earlier.selection.is_none();
+        let superseded = complete && checkout.paths.is_empty() && earlier.kind == RootKind::Fetched;
+        if whole && !superseded {
+            return Ok(checkout.store.commit()?);
+        }
+    }
+    let one = match &*checkout.targets {
+        [one] => Some(one),
+        _ => None,
+    };
+    let selected = checkout.targets.iter().flat_map(|target| target.plan.first..target.plan.end);
+    let files = selected.filter(|&entry| matches!(kind_of(&checkout.manifest, entry), Some(EntryKind::File { .. })));
+    checkout.store.put_root(RootRecord {
+        root,
+        name: one.map_or(&checkout.name, |one| &one.plan.name).clone(),
+        kind: RootKind::Fetched,
+        base: one.map(|one| one.base),
+        path: one.map_or(&checkout.dir, |one| &one.dest).clone(),
+        bytes: checkout.selection.bytes,
+        files: files.count() as u64,
+        complete,
+        pinned: earlier.as_ref().is_some_and(|earlier| earlier.pinned),
+        provide: checkout.options.provide || earlier.as_ref().is_some_and(|earlier| earlier.provide),
+        created_unix: earlier.map_or(checkout.options.created_unix, |earlier| earlier.created_unix),
+        selection: (!checkout.paths.is_empty())
+            .then(|| checkout.paths.iter().map(|path| path.as_str().to_owned()).collect()),
+    })?;
+    Ok(())
+}
