@@ -10,12 +10,28 @@
 //! Layout of a home's store directory: `format` (its version), `lock` (held while open), `index.redb`, `packs/`.
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a failed unwrap is how a test fails
 
+mod backend;
+mod buffers;
 mod checkout;
+mod commit;
+mod damage;
+mod disk;
 mod error;
+mod handles;
+mod home;
 mod import;
+mod index;
+mod inner;
+mod locks;
+mod overlay;
+mod pack;
+mod packs;
+mod read;
 mod root;
+mod stage;
 mod store;
 mod types;
+mod value;
 
 pub use checkout::*;
 pub use error::{ManifestError, OpenError, ReadError, StoreError};
@@ -23,3 +39,6 @@ pub use import::*;
 pub use root::{RootKind, RootRecord};
 pub use store::Store;
 pub use types::{BaseId, Damage, DamageKind, MAX_BLOCK_BYTES, MAX_STAGED_BYTES, Options, Stamp, Stats};
+
+#[cfg(all(test, unix))]
+mod tests;

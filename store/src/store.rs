@@ -6,9 +6,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use shoal_content::{Cid, Manifest};
+use shoal_content::{Cid, Manifest, Walk, WalkLimits};
 
-use crate::{BaseId, Damage, ManifestError, OpenError, Options, ReadError, RootRecord, Stamp, Stats, StoreError};
+use crate::{
+    BaseId, Damage, ManifestError, OpenError, Options, ReadError, RootRecord, Stamp, Stats, StoreError,
+    disk::{Disk, RealDisk},
+    inner::Inner,
+    locks::lock,
+};
 
 /// An open store. Cloning is cheap and gives another handle to the same store; it closes when the last one is dropped.
 ///
@@ -19,34 +24,35 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-struct Inner {}
-
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").finish_non_exhaustive()
     }
 }
 
-#[allow(unused_variables, clippy::unimplemented, clippy::todo)] // bodies land in the next commits
 impl Store {
     /// Opens the store in `dir`, creating it if there is none.
     pub fn open(dir: &Path, options: Options) -> Result<Store, OpenError> {
-        todo!()
+        Self::open_on(dir, &options, Arc::new(RealDisk))
+    }
+
+    pub(crate) fn open_on(dir: &Path, options: &Options, disk: Arc<dyn Disk>) -> Result<Store, OpenError> {
+        Ok(Store { inner: Arc::new(Inner::open(dir, options, disk)?) })
     }
 
     /// The directory the store lives in.
     pub fn dir(&self) -> &Path {
-        todo!()
+        self.inner.home.dir()
     }
 
     /// Whether the block is here, as far as the index knows; a later read may still find its location damaged.
     pub fn has(&self, cid: &Cid) -> Result<bool, StoreError> {
-        todo!()
+        Ok(cid.is_empty_leaf() || !self.inner.locate(cid)?.is_empty())
     }
 
     /// [`has`](Self::has) for many blocks at one moment, in the given order.
     pub fn has_many(&self, cids: &[Cid]) -> Result<Vec<bool>, StoreError> {
-        todo!()
+        self.inner.has_many(cids)
     }
 
     /// The block's bytes, hashed before they are returned.
@@ -54,39 +60,39 @@ impl Store {
     /// A location that is gone, short or holds other bytes leaves the index and is reported by
     /// [`take_damage`](Self::take_damage); other locations are tried.
     pub fn read(&self, cid: &Cid) -> Result<Bytes, ReadError> {
-        todo!()
+        self.inner.read(cid)
     }
 
     /// [`read`](Self::read) into a buffer that is reused: afterwards `buf` holds exactly the block. On an error its
     /// contents are unspecified.
     pub fn read_into(&self, cid: &Cid, buf: &mut Vec<u8>) -> Result<(), ReadError> {
-        todo!()
+        self.inner.read_into(cid, buf)
     }
 
     /// Stores a block in a pack: readable at once, durable after [`commit`](Self::commit). The caller has verified it.
     pub fn put(&self, cid: &Cid, bytes: &[u8]) -> Result<(), StoreError> {
-        todo!()
+        self.inner.put(cid, bytes)
     }
 
     /// Names an absolute path (a file or a directory, any bytes) for references to hang off. The same path gives the
     /// same id. Durable with the next commit.
     pub fn add_base(&self, path: &Path) -> Result<BaseId, StoreError> {
-        todo!()
+        self.inner.add_base(path)
     }
 
     /// Says that everything below a base is now at another absolute path. Durable with the next commit.
     pub fn move_base(&self, base: BaseId, path: &Path) -> Result<(), StoreError> {
-        todo!()
+        self.inner.move_base(base, path)
     }
 
     /// Forgets a base: references below it are not read any more. Durable with the next commit.
     pub fn remove_base(&self, base: BaseId) -> Result<(), StoreError> {
-        todo!()
+        self.inner.remove_base(base)
     }
 
     /// The path of a base.
     pub fn base_path(&self, base: BaseId) -> Option<PathBuf> {
-        todo!()
+        self.inner.base_path(base).map(|path| path.to_path_buf())
     }
 
     /// Stages references: each `(cid, offset, len)` says that these `len` bytes at `offset` of the file are that
@@ -106,12 +112,12 @@ impl Store {
         refs: &[(Cid, u64, u32)],
         dirty: bool,
     ) -> Result<(), StoreError> {
-        todo!()
+        self.inner.stage_file(base, rel, stamp, refs, dirty)
     }
 
     /// What a file looked like when it was last staged; `None` if no reference points into it.
     pub fn file_stamp(&self, base: BaseId, rel: &str) -> Result<Option<Stamp>, StoreError> {
-        todo!()
+        Ok(self.inner.file_id(base, rel)?.1.map(|file| file.stamp))
     }
 
     /// Makes durable everything staged before the call. What other threads stage meanwhile belongs to the next commit;
@@ -120,58 +126,80 @@ impl Store {
     /// After a failed sync or index commit the store is read-only: every later call that would promise something
     /// returns [`StoreError::ReadOnly`].
     pub fn commit(&self) -> Result<(), StoreError> {
-        todo!()
+        self.inner.commit()
     }
 
     /// Records a root, replacing an earlier record of the same CID. Durable on return, with everything staged before.
     pub fn put_root(&self, record: RootRecord) -> Result<(), StoreError> {
-        todo!()
+        self.inner.stage_root(record.root, |_| Some(Some(record)))?;
+        self.inner.commit()
     }
 
     /// The record of a root.
     pub fn root(&self, root: &Cid) -> Result<Option<RootRecord>, StoreError> {
-        todo!()
+        self.inner.root(root)
     }
 
     /// All roots, in the order of their keys.
     pub fn roots(&self) -> Result<Vec<RootRecord>, StoreError> {
-        todo!()
+        self.inner.roots()
     }
 
     /// Forgets a root; false if there was none. Its blocks stay until the garbage collector, which comes later.
     /// Durable on return.
     pub fn remove_root(&self, root: &Cid) -> Result<bool, StoreError> {
-        todo!()
+        let there = self.inner.stage_root(*root, |found| found.map(|_| None))?;
+        self.inner.commit().map(|()| there)
     }
 
     /// Pins or unpins a root; false if there is none. Durable on return.
     pub fn set_pinned(&self, root: &Cid, pinned: bool) -> Result<bool, StoreError> {
-        todo!()
+        self.update_root(root, |record| record.pinned = pinned)
     }
 
     /// Reads, changes and writes a root's record in one step; false if there is none. Durable on return.
     pub fn update_root(&self, root: &Cid, change: impl FnOnce(&mut RootRecord)) -> Result<bool, StoreError> {
-        todo!()
+        let there = self.inner.stage_root(*root, |found| {
+            found.map(|mut record| {
+                change(&mut record);
+                record.root = *root;
+                Some(record)
+            })
+        })?;
+        self.inner.commit().map(|()| there)
     }
 
     /// Walks the inner nodes below `root` and lays out its files.
     pub fn manifest(&self, root: &Cid) -> Result<Manifest, ManifestError> {
-        todo!()
+        let mut walk = Walk::new(*root, WalkLimits::default());
+        let mut node = Vec::new();
+        let malformed = |source| ManifestError::Malformed { root: *root, source };
+        while let Some(cid) = walk.next_needed() {
+            match self.read_into(&cid, &mut node) {
+                Ok(()) => walk.insert(&cid, &node).map_err(malformed)?,
+                // What was damaged has just left the index: it is as good as never here.
+                Err(ReadError::Missing(cid) | ReadError::Damaged { cid, .. }) => {
+                    return Err(ManifestError::MissingNode(cid));
+                }
+                Err(error) => return Err(ManifestError::Read(error)),
+            }
+        }
+        walk.finish().map_err(malformed)
     }
 
     /// What reads found bad since the last call, one entry per file, oldest first. Bounded: beyond 1,024 files the
     /// oldest entry is dropped.
     pub fn take_damage(&self) -> Vec<Damage> {
-        todo!()
+        lock(&self.inner.damage).take()
     }
 
     /// Why the store is read-only, if it is.
     pub fn read_only_reason(&self) -> Option<Arc<str>> {
-        todo!()
+        self.inner.read_only.get().cloned()
     }
 
     /// Counts and bytes.
     pub fn stats(&self) -> Result<Stats, StoreError> {
-        todo!()
+        self.inner.stats()
     }
 }

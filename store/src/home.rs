@@ -1,0 +1,120 @@
+//! The store's directory: its lock, its format file, and where everything lies in it. What is inside the files is
+//! theirs to know.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{ErrorKind, Read, Seek, Write},
+    path::{Path, PathBuf},
+};
+
+use crate::{OpenError, disk::Disk, packs};
+
+/// The format this build writes, and the newest it reads.
+pub(crate) const FORMAT: u32 = 1;
+
+/// An existing and locked directory. The lock goes when this is dropped, or when the process dies.
+#[derive(Debug)]
+pub(crate) struct Home {
+    dir: PathBuf,
+    /// No store was ever completed here.
+    fresh: bool,
+    _lock: File,
+}
+
+impl Home {
+    /// Creates the directory if there is none, locks it and checks its format.
+    pub(crate) fn open(dir: &Path) -> Result<Self, OpenError> {
+        let dir = std::path::absolute(dir).map_err(io("find", dir))?;
+        fs::create_dir_all(dir.join("packs")).map_err(io("create", &dir.join("packs")))?;
+        let lock = take_lock(&dir)?;
+        let format = dir.join("format");
+        let fresh = match fs::read_to_string(&format) {
+            Ok(text) => {
+                let found = text.trim().parse().map_err(|_| OpenError::Corrupt {
+                    dir: dir.clone(),
+                    path: format.clone(),
+                    reason: "it holds no version number".into(),
+                })?;
+                if found > FORMAT {
+                    return Err(OpenError::NewerFormat { dir, found, known: FORMAT });
+                }
+                false
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // It is written last when a store is made, so there is nothing to lose, unless someone removed it.
+                let packs = packs::list(&dir.join("packs")).map_err(io("list", &dir.join("packs")))?;
+                if !packs.is_empty() {
+                    return Err(OpenError::Corrupt { dir, path: format, reason: "it is missing".into() });
+                }
+                true
+            }
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                return Err(OpenError::Corrupt { dir, path: format, reason: "it is not text".into() });
+            }
+            Err(error) => return Err(io("read", &format)(error)),
+        };
+        Ok(Self { dir, fresh, _lock: lock })
+    }
+
+    /// Whether the store is still to be made.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Ends the making of a store: from here on its files must be there.
+    pub(crate) fn complete(&mut self, disk: &dyn Disk) -> Result<(), OpenError> {
+        if !self.fresh {
+            return Ok(());
+        }
+        let (format, new) = (self.dir.join("format"), self.dir.join("format.new"));
+        let mut file = File::create(&new).map_err(io("create", &new))?;
+        writeln!(file, "{FORMAT}").map_err(io("write", &new))?;
+        disk.sync_file(&file, &new).map_err(io("sync", &new))?;
+        // The entries of the index and the packs first, then the name that vouches for them.
+        disk.sync_dir(&self.dir).map_err(io("sync", &self.dir))?;
+        fs::rename(&new, &format).map_err(io("create", &format))?;
+        disk.sync_dir(&self.dir).map_err(io("sync", &self.dir))?;
+        self.fresh = false;
+        Ok(())
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn index(&self) -> PathBuf {
+        self.dir.join("index.redb")
+    }
+
+    pub(crate) fn packs(&self) -> PathBuf {
+        self.dir.join("packs")
+    }
+}
+
+fn take_lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("lock");
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            // For the message only; it may be stale or half written.
+            let mut text = String::new();
+            let pid = file.take(32).read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+            return Err(OpenError::Locked { dir: dir.to_owned(), pid });
+        }
+        Err(TryLockError::Error(error)) => return Err(io("lock", &path)(error)),
+    }
+    // The pid is for another process's message only: a full disk must not keep the store from opening.
+    if let Err(error) =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()))
+    {
+        tracing::debug!(%error, "cannot write the pid into the lock file");
+    }
+    Ok(file)
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io { action, path, source }
+}

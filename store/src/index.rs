@@ -1,0 +1,370 @@
+//! The index: redb tables, what a commit writes into them, and a snapshot for readers. What the values mean byte by
+//! byte is `value`'s and `root`'s; when to commit is `commit`'s.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | blocks | CID key (33) | 1 to 4 locations |
+//! | files | file id (6) | directory id, size, mtime, name |
+//! | dirs | directory id (6) | base, path below it |
+//! | bases | number | absolute path |
+//! | roots | CID key (33) | version, JSON |
+//! | meta | name | salt of the ids, tail of the packs, next base number |
+//!
+//! Every transaction commits in two phases: keys come from strangers, who must not be able to aim at a crash.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use redb::{
+    Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
+    TableDefinition,
+};
+use shoal_content::Cid;
+
+use crate::{
+    BaseId, OpenError, RootRecord, Stamp, StoreError,
+    backend::{Frozen, IndexFile},
+    disk::Disk,
+    overlay::{Key, StagedBlock, StagedSet},
+    packs::Tail,
+    root::{path_from_bytes, path_to_bytes},
+    value::{self, FileId, FileRow, Loc, MAX_LOCATIONS},
+};
+
+type IdKey = &'static [u8; 6];
+type CidKey = &'static [u8; Cid::KEY_LEN];
+type Bytes = &'static [u8];
+
+const BLOCKS: TableDefinition<'_, CidKey, Bytes> = TableDefinition::new("blocks");
+const FILES: TableDefinition<'_, IdKey, Bytes> = TableDefinition::new("files");
+const DIRS: TableDefinition<'_, IdKey, Bytes> = TableDefinition::new("dirs");
+const BASES: TableDefinition<'_, u32, Bytes> = TableDefinition::new("bases");
+const ROOTS: TableDefinition<'_, CidKey, Bytes> = TableDefinition::new("roots");
+const META: TableDefinition<'_, &str, Bytes> = TableDefinition::new("meta");
+
+const SALT: &str = "salt";
+const TAIL: &str = "tail";
+const NEXT_BASE: &str = "next_base";
+
+/// The writing side. One at a time, under the commit lock.
+#[derive(Debug)]
+pub(crate) struct Index {
+    db: Database,
+    path: PathBuf,
+    cache_bytes: usize,
+    ids: IdMaker,
+}
+
+/// What is kept in memory from the start.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) ids: IdMaker,
+    pub(crate) tail: Tail,
+    pub(crate) next_base: u32,
+    pub(crate) bases: BTreeMap<BaseId, Arc<Path>>,
+}
+
+/// Makes file and directory ids: keyed with a secret of this store, so that no publisher can choose names that collide.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IdMaker {
+    salt: [u8; 32],
+}
+
+impl IdMaker {
+    pub(crate) fn id(&self, base: BaseId, rel: &str) -> FileId {
+        let mut hasher = blake3::Hasher::new_keyed(&self.salt);
+        hasher.update(&base.0.to_le_bytes());
+        hasher.update(rel.as_bytes());
+        let hash = hasher.finalize();
+        let mut id = [0; 6];
+        id.copy_from_slice(&hash.as_bytes()[..6]);
+        FileId(id)
+    }
+
+    /// A secret from the keys that the standard library draws for its hash maps.
+    fn fresh() -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        let mut hasher = blake3::Hasher::new();
+        for i in 0..8u32 {
+            hasher.update(&RandomState::new().hash_one(i).to_le_bytes());
+        }
+        Self { salt: hasher.finalize().into() }
+    }
+}
+
+/// Splits a path below a base into directory and name.
+fn split(rel: &str) -> (&str, &str) {
+    rel.rsplit_once('/').unwrap_or(("", rel))
+}
+
+impl Index {
+    /// Opens the index file, or makes a new one if `create`. Never both: a missing or unreadable file is an error.
+    pub(crate) fn open(
+        path: PathBuf,
+        disk: Arc<dyn Disk>,
+        cache_bytes: usize,
+        create: bool,
+    ) -> Result<(Self, Loaded), OpenError> {
+        let io = |action| {
+            let path = path.clone();
+            move |source| OpenError::Io { action, path, source }
+        };
+        let corrupt = |reason: String| OpenError::Corrupt {
+            dir: path.parent().unwrap_or(&path).to_owned(),
+            path: path.clone(),
+            reason,
+        };
+        let file = match File::options().read(true).write(true).create(create).truncate(create).open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(corrupt("it is missing".into())),
+            other => other.map_err(io("open"))?,
+        };
+        if !create && file.metadata().map_err(io("examine"))?.len() == 0 {
+            return Err(corrupt("it is empty".into()));
+        }
+        let backend = IndexFile { file, path: path.clone(), disk };
+        // The library may panic on a file it did not write.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let db = Builder::new().set_cache_size(cache_bytes).create_with_backend(backend)?;
+            let loaded = if create { initialise(&db) } else { load(&db) }?;
+            Ok::<_, redb::Error>((db, loaded))
+        }));
+        match opened {
+            Ok(Ok((db, Some(loaded)))) => Ok((Self { db, path, cache_bytes, ids: loaded.ids }, loaded)),
+            Ok(Ok((_, None))) => Err(corrupt("its tables make no sense".into())),
+            Ok(Err(redb::Error::Io(error))) if error.kind() != std::io::ErrorKind::InvalidData => {
+                Err(io("open")(error))
+            }
+            Ok(Err(error)) => Err(corrupt(error.to_string())),
+            Err(_panic) => Err(corrupt("it cannot be read as an index".into())),
+        }
+    }
+
+    /// What readers see until the next commit.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        let open = || -> Result<Snapshot, redb::Error> {
+            let txn = self.db.begin_read()?;
+            Ok(Snapshot {
+                blocks: txn.open_table(BLOCKS)?,
+                files: txn.open_table(FILES)?,
+                dirs: txn.open_table(DIRS)?,
+                roots: txn.open_table(ROOTS)?,
+                path: self.path.clone(),
+            })
+        };
+        open().map_err(|e| index_error(&self.path, &e))
+    }
+
+    /// Writes one staged set, durably and as a whole. After an error the index must be [frozen](Self::freeze).
+    pub(crate) fn apply(&self, set: &StagedSet, tail: Tail, next_base: u32) -> Result<(), redb::Error> {
+        let mut txn = self.db.begin_write()?;
+        txn.set_durability(Durability::Immediate)?;
+        txn.set_two_phase_commit(true);
+        {
+            let mut meta = txn.open_table(META)?;
+            meta.insert(TAIL, &put_tail(tail)[..])?;
+            meta.insert(NEXT_BASE, &next_base.to_le_bytes()[..])?;
+            let mut bases = txn.open_table(BASES)?;
+            for (id, path) in &set.bases {
+                match path {
+                    Some(path) => drop(bases.insert(id.0, &path_to_bytes(path)[..])?),
+                    None => drop(bases.remove(id.0)?),
+                }
+            }
+            let mut roots = txn.open_table(ROOTS)?;
+            for (key, record) in &set.roots {
+                match record {
+                    Some(record) => drop(roots.insert(key, &record.encode()[..])?),
+                    None => drop(roots.remove(key)?),
+                }
+            }
+            apply_files(&self.ids, set, &mut txn.open_table(FILES)?, &mut txn.open_table(DIRS)?)?;
+            apply_blocks(set, &mut txn.open_table(BLOCKS)?)?;
+        }
+        txn.commit()?;
+        Ok(())
+    }
+
+    /// After a failed commit: goes on with the last good state of the file, for reading, in memory.
+    pub(crate) fn freeze(&mut self) -> Result<(), redb::Error> {
+        let frozen = Frozen::new(File::open(&self.path)?)?;
+        self.db = Builder::new().set_cache_size(self.cache_bytes).create_with_backend(frozen)?;
+        Ok(())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn apply_files(
+    ids: &IdMaker,
+    set: &StagedSet,
+    files: &mut redb::Table<'_, IdKey, Bytes>,
+    dirs: &mut redb::Table<'_, IdKey, Bytes>,
+) -> Result<(), StorageError> {
+    let mut known: HashMap<(BaseId, &str), FileId> = HashMap::new();
+    let mut row = Vec::new();
+    for (id, file) in &set.files {
+        let (dir, name) = split(&file.rel);
+        let dir_id = match known.get(&(file.base, dir)) {
+            Some(id) => *id,
+            None => {
+                row.clear();
+                value::put_dir(file.base, dir, &mut row);
+                let mut id = ids.id(file.base, dir);
+                // A collision of hashes: the next free id.
+                while dirs.get(&id.0)?.is_some_and(|found| found.value() != row) {
+                    id = id.next();
+                }
+                dirs.insert(&id.0, &row[..])?;
+                known.insert((file.base, dir), id);
+                id
+            }
+        };
+        row.clear();
+        value::put_file(&FileRow { dir: dir_id, stamp: file.stamp, name }, &mut row);
+        files.insert(&id.0, &row[..])?;
+    }
+    Ok(())
+}
+
+fn apply_blocks(set: &StagedSet, blocks: &mut redb::Table<'_, CidKey, Bytes>) -> Result<(), StorageError> {
+    // In key order: each page of the index is touched once, however small the cache.
+    let mut order: Vec<(&Key, &StagedBlock)> = set.blocks.iter().collect();
+    order.sort_unstable_by_key(|(key, _)| *key);
+    let mut row = Vec::new();
+    for (key, block) in order {
+        row.clear();
+        let before = match blocks.get(key)? {
+            Some(found) => value::get_locs(found.value()).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let kept = before.iter().filter(|l| !block.adds.contains(l) && !block.removes.contains(l));
+        let locs: Vec<&Loc> = block.adds.iter().chain(kept).take(MAX_LOCATIONS).collect();
+        if locs.is_empty() {
+            blocks.remove(key)?;
+        } else if locs.len() != before.len() || !locs.iter().copied().eq(&before) {
+            locs.iter().for_each(|loc| value::put_loc(loc, &mut row));
+            blocks.insert(key, &row[..])?;
+        }
+    }
+    Ok(())
+}
+
+fn initialise(db: &Database) -> Result<Option<Loaded>, redb::Error> {
+    let ids = IdMaker::fresh();
+    let mut txn = db.begin_write()?;
+    txn.set_two_phase_commit(true);
+    txn.open_table(BLOCKS)?;
+    txn.open_table(FILES)?;
+    txn.open_table(DIRS)?;
+    txn.open_table(BASES)?;
+    txn.open_table(ROOTS)?;
+    txn.open_table(META)?.insert(SALT, &ids.salt[..])?;
+    txn.commit()?;
+    Ok(Some(Loaded { ids, tail: Tail::default(), next_base: 0, bases: BTreeMap::new() }))
+}
+
+fn load(db: &Database) -> Result<Option<Loaded>, redb::Error> {
+    let txn = db.begin_read()?;
+    let meta = txn.open_table(META)?;
+    let Some(salt) = meta.get(SALT)?.and_then(|v| v.value().try_into().ok()) else { return Ok(None) };
+    let tail = meta.get(TAIL)?.map_or(Some(Tail::default()), |v| get_tail(v.value()));
+    let next_base = meta.get(NEXT_BASE)?.map_or(Some(0), |v| v.value().try_into().ok().map(u32::from_le_bytes));
+    let (Some(tail), Some(next_base)) = (tail, next_base) else { return Ok(None) };
+    let mut bases = BTreeMap::new();
+    for row in txn.open_table(BASES)?.iter()? {
+        let (id, path) = row?;
+        let Some(path) = path_from_bytes(path.value()) else { return Ok(None) };
+        bases.insert(BaseId(id.value()), path.into());
+    }
+    // Every table must be there; they were made together.
+    (txn.open_table(BLOCKS)?, txn.open_table(FILES)?, txn.open_table(DIRS)?, txn.open_table(ROOTS)?);
+    Ok(Some(Loaded { ids: IdMaker { salt }, tail, next_base, bases }))
+}
+
+fn put_tail(tail: Tail) -> [u8; 12] {
+    let mut bytes = [0; 12];
+    bytes[..4].copy_from_slice(&tail.pack.to_le_bytes());
+    bytes[4..].copy_from_slice(&tail.len.to_le_bytes());
+    bytes
+}
+
+fn get_tail(bytes: &[u8]) -> Option<Tail> {
+    let (pack, len) = bytes.split_at_checked(4)?;
+    Some(Tail { pack: u32::from_le_bytes(pack.try_into().ok()?), len: u64::from_le_bytes(len.try_into().ok()?) })
+}
+
+fn index_error(path: &Path, error: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Index { path: path.to_owned(), reason: error.to_string().into() }
+}
+
+/// The committed state at one moment. Shared by all readers; it is replaced after every commit, so that it keeps no
+/// more than one transaction's old pages alive.
+pub(crate) struct Snapshot {
+    blocks: ReadOnlyTable<CidKey, Bytes>,
+    files: ReadOnlyTable<IdKey, Bytes>,
+    dirs: ReadOnlyTable<IdKey, Bytes>,
+    roots: ReadOnlyTable<CidKey, Bytes>,
+    path: PathBuf,
+}
+
+/// A file as the index knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KnownFile {
+    pub(crate) base: BaseId,
+    pub(crate) rel: String,
+    pub(crate) stamp: Stamp,
+}
+
+impl Snapshot {
+    /// Where a block is; empty if it is nowhere.
+    pub(crate) fn locs(&self, key: &Key) -> Result<Vec<Loc>, StoreError> {
+        let found = self.blocks.get(key).map_err(|e| index_error(&self.path, &e))?;
+        // A value that makes no sense is a block that is not here: it can be fetched again.
+        Ok(found.and_then(|v| value::get_locs(v.value())).unwrap_or_default())
+    }
+
+    pub(crate) fn file(&self, id: FileId) -> Result<Option<KnownFile>, StoreError> {
+        let err = |e: StorageError| index_error(&self.path, &e);
+        let Some(found) = self.files.get(&id.0).map_err(err)? else { return Ok(None) };
+        let Some(row) = value::get_file(found.value()) else { return Ok(None) };
+        let Some(dir) = self.dirs.get(&row.dir.0).map_err(err)? else { return Ok(None) };
+        let Some((base, dir)) = value::get_dir(dir.value()) else { return Ok(None) };
+        let rel = if dir.is_empty() { row.name.to_owned() } else { format!("{dir}/{}", row.name) };
+        Ok(Some(KnownFile { base, rel, stamp: row.stamp }))
+    }
+
+    pub(crate) fn root(&self, root: &Cid) -> Result<Option<RootRecord>, StoreError> {
+        let found = self.roots.get(&root.key()).map_err(|e| index_error(&self.path, &e))?;
+        found.map(|v| self.decode_root(*root, v.value())).transpose()
+    }
+
+    pub(crate) fn roots(&self) -> Result<BTreeMap<Key, RootRecord>, StoreError> {
+        let err = |e: StorageError| index_error(&self.path, &e);
+        let mut roots = BTreeMap::new();
+        for row in self.roots.iter().map_err(err)? {
+            let (key, value) = row.map_err(err)?;
+            let key = *key.value();
+            let cid = Cid::from_key(&key).ok_or_else(|| index_error(&self.path, &"a root's key is no CID"))?;
+            roots.insert(key, self.decode_root(cid, value.value())?);
+        }
+        Ok(roots)
+    }
+
+    fn decode_root(&self, root: Cid, bytes: &[u8]) -> Result<RootRecord, StoreError> {
+        RootRecord::decode(root, bytes)
+            .ok_or_else(|| index_error(&self.path, &format_args!("the record of root {root} makes no sense")))
+    }
+
+    /// Rows of blocks, files and roots.
+    pub(crate) fn counts(&self) -> Result<[u64; 3], StoreError> {
+        let count = || Ok([self.blocks.len()?, self.files.len()?, self.roots.len()?]);
+        count().map_err(|e: StorageError| index_error(&self.path, &e))
+    }
+}

@@ -1,0 +1,170 @@
+//! Reading: look up, read, hash, and only then hand out. Every location is tried; a bad one leaves the index and is
+//! reported. No lock is held while the disk is read.
+
+use std::{fs::Metadata, io, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use shoal_content::Cid;
+
+use crate::{
+    Damage, DamageKind, MAX_STAGED_BYTES, ReadError, StoreError,
+    buffers::Buffer,
+    disk::{open_foreign, read_exact_at},
+    inner::{Inner, join},
+    locks::{lock, write},
+    value::{Loc, Place},
+};
+
+/// Why one location did not give the block.
+enum Failure {
+    /// Not there any more: drop it and tell.
+    Bad(DamageKind, PathBuf),
+    /// It hangs off a base that was removed: drop it, nobody needs to be told.
+    Forgotten,
+    /// It may be readable another time.
+    Io(PathBuf, io::Error),
+    Store(StoreError),
+}
+
+/// Somewhere to read a block into.
+trait Room {
+    /// Exactly `len` bytes, whatever they hold.
+    fn room(&mut self, len: usize) -> &mut [u8];
+}
+
+impl Room for Vec<u8> {
+    fn room(&mut self, len: usize) -> &mut [u8] {
+        // Zeroes only what a buffer in use has never held before.
+        self.resize(len, 0);
+        self
+    }
+}
+
+struct Pooled<'a> {
+    inner: &'a Inner,
+    buffer: Option<Buffer>,
+}
+
+impl Room for Pooled<'_> {
+    fn room(&mut self, len: usize) -> &mut [u8] {
+        self.buffer.insert(self.inner.pool.take(len)).as_mut()
+    }
+}
+
+impl Inner {
+    pub(crate) fn read(&self, cid: &Cid) -> Result<Bytes, ReadError> {
+        let mut pooled = Pooled { inner: self, buffer: None };
+        self.read_to(cid, &mut pooled)?;
+        Ok(pooled.buffer.map(Bytes::from_owner).unwrap_or_default())
+    }
+
+    pub(crate) fn read_into(&self, cid: &Cid, buf: &mut Vec<u8>) -> Result<(), ReadError> {
+        buf.truncate(crate::MAX_BLOCK_BYTES);
+        self.read_to(cid, buf)
+    }
+
+    fn read_to(&self, cid: &Cid, room: &mut impl Room) -> Result<(), ReadError> {
+        if cid.is_empty_leaf() {
+            room.room(0);
+            return Ok(());
+        }
+        let mut worst = ReadError::Missing(*cid);
+        for loc in self.locate(cid)? {
+            match self.fill(cid, &loc, room.room(loc.len as usize)) {
+                Ok(()) => return Ok(()),
+                Err(Failure::Bad(kind, path)) => {
+                    let in_pack = matches!(loc.place, Place::Pack(_));
+                    let damage = Damage { path, in_pack, kind, cid: *cid, offset: loc.offset, blocks: 1 };
+                    self.report(&damage);
+                    self.drop_location(cid, loc);
+                    if !matches!(worst, ReadError::Io { .. }) {
+                        worst = ReadError::Damaged { cid: *cid, at: Box::new(damage) };
+                    }
+                }
+                Err(Failure::Forgotten) => self.drop_location(cid, loc),
+                Err(Failure::Io(path, source)) => {
+                    worst = ReadError::Io { cid: *cid, path, source: Arc::new(source) };
+                }
+                Err(Failure::Store(error)) => return Err(error.into()),
+            }
+        }
+        Err(worst)
+    }
+
+    /// Whether this very copy of the block is good.
+    pub(crate) fn holds(&self, cid: &Cid, loc: &Loc) -> bool {
+        self.fill(cid, loc, self.pool.take(loc.len as usize).as_mut()).is_ok()
+    }
+
+    fn fill(&self, cid: &Cid, loc: &Loc, buf: &mut [u8]) -> Result<(), Failure> {
+        let cached = lock(&self.handles).get(loc.place);
+        if let Some(file) = cached {
+            let there = file.metadata().is_ok_and(|meta| has_name(&meta));
+            if there && read_exact_at(&file, buf, loc.offset).is_ok() && cid.verify(buf) {
+                return Ok(());
+            }
+            // Another file may have taken its name since: look at what is there now.
+            lock(&self.handles).forget(loc.place);
+        }
+        let path = self.resolve(loc.place).map_err(Failure::Store)?.ok_or(Failure::Forgotten)?;
+        let file = match open_foreign(&path) {
+            Ok(file) => file,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(Failure::Bad(DamageKind::Vanished, path));
+            }
+            Err(error) => return Err(Failure::Io(path, error)),
+        };
+        let meta = match file.metadata() {
+            Ok(meta) if meta.is_file() => meta,
+            Ok(_) => return Err(Failure::Bad(DamageKind::Vanished, path)),
+            Err(error) => return Err(Failure::Io(path, error)),
+        };
+        match read_exact_at(&file, buf, loc.offset) {
+            Ok(()) if cid.verify(buf) => {}
+            Ok(()) => return Err(Failure::Bad(DamageKind::Mismatch, path)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(Failure::Bad(DamageKind::Short, path));
+            }
+            Err(error) => return Err(Failure::Io(path, error)),
+        }
+        // A file of one block will not be asked for again soon: small files must not push the big ones out.
+        if meta.len() > loc.len.into() {
+            let replaced = lock(&self.handles).insert(loc.place, Arc::new(file));
+            drop(replaced);
+        }
+        Ok(())
+    }
+
+    /// The path of a pack or file; `None` if its base is gone.
+    fn resolve(&self, place: Place) -> Result<Option<PathBuf>, StoreError> {
+        let id = match place {
+            Place::Pack(id) => return Ok(Some(self.packs.path(id))),
+            Place::File(id) => id,
+        };
+        let Some(file) = self.file(id)? else { return Ok(None) };
+        Ok(self.base_path(file.base).map(|base| join(&base, &file.rel)))
+    }
+
+    fn report(&self, damage: &Damage) {
+        if lock(&self.damage).note(damage) {
+            let Damage { path, kind, offset, cid, .. } = damage;
+            tracing::warn!(path = %path.display(), ?kind, offset, %cid, "a block is not where it was; dropped from the index");
+        }
+    }
+
+    fn drop_location(&self, cid: &Cid, loc: Loc) {
+        let mut overlay = write(&self.overlay);
+        // Beyond the limit (nobody commits) the location stays, and every read finds it bad again.
+        if overlay.current.bytes() < 2 * MAX_STAGED_BYTES {
+            overlay.remove(cid.key(), loc);
+        }
+    }
+}
+
+/// False for a file that was deleted and lives on in our handle only: it would hold its disk space.
+fn has_name(meta: &Metadata) -> bool {
+    #[cfg(unix)]
+    return std::os::unix::fs::MetadataExt::nlink(meta) > 0;
+    #[cfg(not(unix))]
+    return meta.is_file();
+}
