@@ -1,1 +1,17 @@
-//! Placeholder.
+//! The swarm: what peers say to each other, which chunk to ask whom for, and the tasks that carry it out.
+//!
+//! `wire` (bytes), `swarm` and `choke` (decisions) are sans-IO: plain structs, time and randomness passed in. `driver`
+//! runs them over `net` and `store`. Never here: discovery, configuration files, anything a person reads.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
+
+mod api;
+pub mod choke;
+mod driver;
+pub mod swarm;
+pub mod wire;
+
+pub use api::{
+    Counters, FetchError, FetchEvent, FetchReport, FetchRequest, PeerAddr, PeerReport, PeerShare, SeedError,
+    TransferConfig, TransferLimits,
+};
+pub use driver::{Fetch, Transfer};

@@ -1,0 +1,282 @@
+//! What the driver's user says and hears: requests, events, reports, errors, limits. No behaviour.
+
+use crate::swarm::{DropReason, SwarmConfig};
+use shoal_content::{Cid, RelPath, SelectError, WalkError};
+use shoal_net::PeerId;
+use shoal_store::{CheckoutError, ManifestError, ReadError, StoreError};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// What strangers may cost, and what this side spends. The table of `ARCHITECTURE.md` repeats it.
+#[derive(Debug, Clone)]
+pub struct TransferLimits {
+    /// Connections kept for one root; more are not dialled, and refused.
+    pub peers_per_root: usize,
+    /// Addresses of peers remembered for one root.
+    pub known_peers_per_root: usize,
+    /// Roots that one connection may join.
+    pub roots_per_connection: usize,
+    /// Request streams of one peer that are read at the same time; more wait in its QUIC window.
+    pub requests_per_connection: usize,
+    /// Requests of one peer that are answered at the same time; more wait, so that answers come one after another.
+    pub answers_per_connection: usize,
+    /// Bytes read from disk for answers and not yet handed to QUIC, over all peers.
+    pub serve_bytes: usize,
+    /// Bytes received and not yet verified and written, over all peers.
+    pub verify_bytes: usize,
+    /// Bytes of control messages that wait for one peer to read them; beyond, it is let go.
+    pub outbox_bytes: usize,
+    /// Interested peers served at the same time.
+    pub upload_slots: usize,
+    /// An answer whose reader takes nothing for so long is given up.
+    pub idle_answer: Duration,
+}
+
+impl Default for TransferLimits {
+    fn default() -> Self {
+        TransferLimits {
+            peers_per_root: 55,
+            known_peers_per_root: 256,
+            roots_per_connection: 256,
+            requests_per_connection: 64,
+            answers_per_connection: 2,
+            serve_bytes: 12 << 20,
+            verify_bytes: 12 << 20,
+            outbox_bytes: 1 << 20,
+            upload_slots: 64,
+            idle_answer: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Settings of the driver.
+#[derive(Debug, Clone, Default)]
+pub struct TransferConfig {
+    /// Name and version that peers are told.
+    pub agent: String,
+    /// The scheduler's settings.
+    pub swarm: SwarmConfig,
+    /// Limits.
+    pub limits: TransferLimits,
+}
+
+/// A peer and where it may be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerAddr {
+    /// Who.
+    pub peer: PeerId,
+    /// Where; tried in this order.
+    pub addrs: Vec<SocketAddr>,
+}
+
+/// What to fetch, and where to.
+#[derive(Debug, Clone)]
+pub struct FetchRequest {
+    /// The content.
+    pub root: Cid,
+    /// Paths inside it; none means all of it.
+    pub paths: Vec<RelPath>,
+    /// The directory that the content lands in.
+    pub dir: PathBuf,
+    /// Its name there; the CID where there is none.
+    pub name: Option<String>,
+    /// Peers to begin with.
+    pub peers: Vec<PeerAddr>,
+    /// Write symlinks that stay inside the destination.
+    pub symlinks: bool,
+    /// Fail when no peer offers anything that is missing, or nothing arrives, for so long. `None` waits for ever.
+    pub give_up_after: Option<Duration>,
+}
+
+/// What a fetch tells while it runs. `Done` or `Failed` is the last one.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum FetchEvent {
+    /// The tree is known.
+    Manifest {
+        /// Bytes of all files of the root.
+        bytes_total: u64,
+        /// Files of the root.
+        files: u64,
+        /// Distinct leaves of the root.
+        leaves: u32,
+    },
+    /// The destination is ready and leaves are being asked for.
+    Started {
+        /// Bytes of the distinct leaves that were asked for.
+        bytes_total: u64,
+        /// Of these, in place from an earlier run.
+        bytes_resumed: u64,
+        /// Of these, taken from content that was already here.
+        bytes_local: u64,
+    },
+    /// Several times a second.
+    Progress {
+        /// Bytes in place.
+        bytes_done: u64,
+        /// Bytes of the distinct leaves that were asked for.
+        bytes_total: u64,
+        /// Peers of the swarm that are connected.
+        peers: usize,
+    },
+    /// A peer was let go, or went.
+    PeerDropped {
+        /// Who.
+        peer: PeerId,
+        /// Why, for people.
+        why: String,
+    },
+    /// Every byte is verified, durable and in place.
+    Done(Box<FetchReport>),
+    /// It ended without. What is in place stays for the next try.
+    Failed(FetchError),
+}
+
+/// What a peer contributed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerShare {
+    /// Who.
+    pub peer: PeerId,
+    /// Verified bytes from it.
+    pub bytes: u64,
+    /// Verified leaves from it.
+    pub leaves: u64,
+    /// Why it was let go, if it was.
+    pub dropped: Option<String>,
+}
+
+/// The end of a fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchReport {
+    /// What was fetched.
+    pub root: Cid,
+    /// Where it landed.
+    pub paths: Vec<PathBuf>,
+    /// Bytes of the distinct leaves that were asked for.
+    pub bytes: u64,
+    /// Verified bytes that came from peers in this run.
+    pub bytes_fetched: u64,
+    /// Bytes found in place from an earlier run.
+    pub bytes_resumed: u64,
+    /// Bytes taken from content that was already here.
+    pub bytes_local: u64,
+    /// Bytes that came twice.
+    pub bytes_duplicate: u64,
+    /// From the request to the end.
+    pub elapsed: Duration,
+    /// Until the first verified leaf, if any came from a peer.
+    pub first_leaf: Option<Duration>,
+    /// What was not written and why, one sentence each.
+    pub skipped: Vec<String>,
+    /// Who gave what, largest first.
+    pub peers: Vec<PeerShare>,
+}
+
+/// Why a fetch ended without its content.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// Nobody that could be reached has it.
+    #[error("found no peer that has {root} within {} s", waited.as_secs())]
+    NoProviders {
+        /// What was looked for.
+        root: Cid,
+        /// For how long.
+        waited: Duration,
+    },
+    /// Peers are there but nothing arrives.
+    #[error("nothing arrived for {} s; {missing} bytes are missing", waited.as_secs())]
+    Stalled {
+        /// For how long.
+        waited: Duration,
+        /// How much is missing.
+        missing: u64,
+    },
+    /// The content itself is not well-formed; no peer can help.
+    #[error("{root} is not well-formed: {source}")]
+    BadContent {
+        /// What.
+        root: Cid,
+        /// How.
+        source: WalkError,
+    },
+    /// A path that is not in the content.
+    #[error(transparent)]
+    Select(#[from] SelectError),
+    /// The destination.
+    #[error(transparent)]
+    Checkout(#[from] CheckoutError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store, reading.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It is being fetched already.
+    #[error("{0} is being fetched already")]
+    Busy(Cid),
+    /// The fetch was dropped.
+    #[error("the fetch was cancelled")]
+    Cancelled,
+    /// This side is closing.
+    #[error("shutting down")]
+    ShuttingDown,
+}
+
+/// Why a root cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SeedError {
+    /// Its tree cannot be read.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The index cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// This side is closing.
+    #[error("shutting down")]
+    ShuttingDown,
+}
+
+/// A connected peer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerReport {
+    /// Who.
+    pub peer: PeerId,
+    /// Where.
+    pub addr: SocketAddr,
+    /// What it calls itself; from the peer, so escape it before a person reads it.
+    pub agent: String,
+    /// Whether this side dialled.
+    pub dialer: bool,
+    /// Payload bytes received from it on this connection.
+    pub bytes_in: u64,
+    /// Payload bytes sent to it on this connection.
+    pub bytes_out: u64,
+    /// Round trip time.
+    pub rtt: Duration,
+    /// Roots that both sides take part in.
+    pub roots: Vec<Cid>,
+}
+
+/// Sums since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Payload bytes received.
+    pub bytes_in: u64,
+    /// Payload bytes sent.
+    pub bytes_out: u64,
+    /// Connected peers.
+    pub peers: usize,
+    /// Roots served.
+    pub roots: usize,
+}
+
+impl DropReason {
+    /// For people.
+    pub(crate) fn sentence(self) -> String {
+        match self {
+            DropReason::Corrupt { leaf } => format!("sent wrong bytes for leaf {leaf}"),
+            DropReason::Stalled => "stalled: it was asked and sent nothing".into(),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The life of one fetch: resolving, preparing, running, finishing. State and the blocking steps between the stages; the
+//! hub moves it on.
+
+use super::{
+    Input,
+    batch::{Claims, PERMIT_BYTES, Sink},
+    resolve,
+};
+use crate::{
+    api::{FetchError, FetchEvent, FetchReport, FetchRequest, PeerShare},
+    swarm::{BatchId, PeerAccount, PeerIx, Swarm},
+};
+use fixedbitset::FixedBitSet;
+use shoal_content::{Cid, Manifest};
+use shoal_net::PeerId;
+use shoal_store::{Checkout, CheckoutOptions, Store};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::AbortHandle,
+};
+
+/// Events that wait for a slow reader; progress is never among them.
+const MAX_BACKLOG: usize = 1024;
+
+/// The destination is ready.
+pub(super) struct Prepared {
+    pub(super) checkout: Arc<Checkout>,
+    pub(super) bytes_resumed: u64,
+    pub(super) bytes_local: u64,
+}
+
+/// Everything is in place.
+pub(super) struct Landed {
+    pub(super) paths: Vec<PathBuf>,
+    pub(super) skipped: Vec<String>,
+}
+
+/// Leaves are coming in.
+pub(super) struct Running {
+    pub(super) swarm: Swarm,
+    pub(super) sink: Arc<Sink>,
+    pub(super) batches: BTreeMap<BatchId, (PeerIx, AbortHandle)>,
+    pub(super) bytes_resumed: u64,
+    pub(super) bytes_local: u64,
+    /// Something was written since the last commit began.
+    pub(super) dirty: bool,
+    pub(super) committing: bool,
+    pub(super) last_commit: Duration,
+}
+
+/// Where a fetch is.
+pub(super) enum Stage {
+    Resolving(mpsc::Sender<resolve::Offer>),
+    Preparing,
+    Running(Box<Running>),
+    Finishing(Box<Running>),
+}
+
+/// A fetch.
+pub(super) struct FetchState {
+    pub(super) id: u64,
+    pub(super) request: FetchRequest,
+    pub(super) stage: Stage,
+    /// Ends blocking steps early.
+    pub(super) cancel: Arc<AtomicBool>,
+    pub(super) started: Duration,
+    /// When something last arrived, or somebody offered something.
+    pub(super) last_news: Duration,
+    pub(super) last_told: Duration,
+    pub(super) first_leaf: Option<Duration>,
+    shares: BTreeMap<PeerId, PeerShare>,
+    events: mpsc::Sender<FetchEvent>,
+    backlog: VecDeque<FetchEvent>,
+}
+
+impl FetchState {
+    pub(super) fn new(
+        id: u64,
+        now: Duration,
+        request: FetchRequest,
+        events: mpsc::Sender<FetchEvent>,
+        offers: mpsc::Sender<resolve::Offer>,
+    ) -> Self {
+        FetchState {
+            id,
+            request,
+            stage: Stage::Resolving(offers),
+            cancel: Arc::default(),
+            started: now,
+            last_news: now,
+            last_told: now,
+            first_leaf: None,
+            shares: BTreeMap::new(),
+            events,
+            backlog: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn running(&mut self) -> Option<&mut Running> {
+        match &mut self.stage {
+            Stage::Running(running) => Some(running),
+            _ => None,
+        }
+    }
+
+    /// Whether nobody listens any more.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Tells the reader something that must not get lost.
+    pub(super) fn tell(&mut self, event: FetchEvent) {
+        if self.backlog.len() < MAX_BACKLOG {
+            self.backlog.push_back(event);
+        }
+        self.flush();
+    }
+
+    /// Hands on what waited.
+    pub(super) fn flush(&mut self) {
+        while let Some(event) = self.backlog.pop_front() {
+            match self.events.try_send(event) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(event)) => return self.backlog.push_front(event),
+                // the reader is gone, which cancels the fetch at the next tick
+                Err(mpsc::error::TrySendError::Closed(_)) => return self.backlog.clear(),
+            }
+        }
+    }
+
+    /// Tells the reader how far it is, if there is room.
+    pub(super) fn tell_progress(&mut self, now: Duration, peers: usize) {
+        self.flush();
+        let Stage::Running(running) = &self.stage else { return };
+        let p = running.swarm.progress();
+        self.last_told = now;
+        let event = FetchEvent::Progress { bytes_done: p.bytes_done, bytes_total: p.bytes_wanted, peers };
+        // progress is worth nothing once the next one is there
+        let _full = self.events.try_send(event);
+    }
+
+    /// The last event; it waits for room in a task of its own.
+    pub(super) fn end(self, last: FetchEvent) -> impl Future<Output = ()> + Send + 'static {
+        self.cancel.store(true, Ordering::Relaxed);
+        async move {
+            for event in self.backlog.into_iter().chain([last]) {
+                if self.events.send(event).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Adds what a peer gave on a connection that ends now, or at the end of the fetch.
+    pub(super) fn credit(&mut self, peer: PeerId, account: Option<(PeerAccount, bool)>) {
+        let Some((account, stalled)) = account else { return };
+        let share = self.share(peer);
+        share.bytes += account.bytes;
+        share.leaves += account.leaves;
+        if stalled && share.dropped.is_none() {
+            share.dropped = Some("stalled: it was asked and sent nothing".into());
+        }
+    }
+
+    /// Notes why a peer was let go; the first reason stays.
+    pub(super) fn blame(&mut self, peer: PeerId, why: String) {
+        let share = self.share(peer);
+        if share.dropped.is_none() {
+            share.dropped = Some(why.clone());
+        }
+        self.tell(FetchEvent::PeerDropped { peer, why });
+    }
+
+    fn share(&mut self, peer: PeerId) -> &mut PeerShare {
+        self.shares.entry(peer).or_insert(PeerShare { peer, bytes: 0, leaves: 0, dropped: None })
+    }
+
+    /// The report of a fetch that has landed.
+    pub(super) fn report(&self, now: Duration, running: &Running, landed: Landed) -> FetchReport {
+        let progress = running.swarm.progress();
+        let mut peers: Vec<PeerShare> = self.shares.values().cloned().collect();
+        peers.retain(|s| s.bytes > 0 || s.dropped.is_some());
+        peers.sort_by_key(|s| std::cmp::Reverse(s.bytes));
+        FetchReport {
+            root: self.request.root,
+            paths: landed.paths,
+            bytes: progress.bytes_wanted,
+            bytes_fetched: peers.iter().map(|s| s.bytes).sum(),
+            bytes_resumed: running.bytes_resumed,
+            bytes_local: running.bytes_local,
+            bytes_duplicate: progress.bytes_duplicate,
+            elapsed: now.saturating_sub(self.started),
+            first_leaf: self.first_leaf.map(|t| t.saturating_sub(self.started)),
+            skipped: landed.skipped,
+            peers,
+        }
+    }
+}
+
+impl Running {
+    pub(super) fn new(
+        swarm: Swarm,
+        root: Cid,
+        fetch: u64,
+        manifest: Arc<Manifest>,
+        prepared: Prepared,
+        verify_bytes: usize,
+        inbox: mpsc::Sender<Input>,
+    ) -> Self {
+        // room for two of the largest blocks at least, so that one can be received while one is verified
+        let permits = (verify_bytes / PERMIT_BYTES).max(2 * shoal_store::MAX_BLOCK_BYTES / PERMIT_BYTES);
+        let claims = Claims::new(manifest.leaves().len());
+        let sink = Sink {
+            root,
+            fetch,
+            manifest,
+            checkout: prepared.checkout,
+            claims,
+            budget: Arc::new(Semaphore::new(permits)),
+            budget_permits: permits as u32,
+            inbox,
+        };
+        Running {
+            swarm,
+            sink: Arc::new(sink),
+            batches: BTreeMap::new(),
+            bytes_resumed: prepared.bytes_resumed,
+            bytes_local: prepared.bytes_local,
+            dirty: false,
+            committing: false,
+            last_commit: Duration::ZERO,
+        }
+    }
+
+    /// Stops every request.
+    pub(super) fn abort_all(&mut self) {
+        for (_, (_, task)) in std::mem::take(&mut self.batches) {
+            task.abort();
+        }
+    }
+}
+
+/// Makes the destination ready and takes what is here already. Blocking.
+pub(super) fn prepare(
+    store: &Store,
+    manifest: Arc<Manifest>,
+    request: &FetchRequest,
+    cancel: Arc<AtomicBool>,
+) -> Result<Prepared, FetchError> {
+    let name = request.name.clone().unwrap_or_else(|| request.root.to_string());
+    // the store reads no clock; a clock before 1970 gives no time
+    let created_unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+    let options = CheckoutOptions {
+        symlinks: request.symlinks,
+        created_unix,
+        provide: true,
+        cancel,
+        ..CheckoutOptions::default()
+    };
+    let checkout = Checkout::begin(store, manifest, &request.paths, &request.dir, &name, options)?;
+    let bytes_resumed = checkout.resumed().bytes;
+    let bytes_local = checkout.fill_local()?.bytes;
+    Ok(Prepared { checkout: Arc::new(checkout), bytes_resumed, bytes_local })
+}
+
+/// Makes everything durable and moves it to its place. Blocking.
+pub(super) fn finish(checkout: &Checkout) -> Result<Landed, FetchError> {
+    let finished = checkout.finish()?;
+    let skipped = (finished.skipped_symlinks.iter())
+        .map(|s| format!("symlink {} to {}: {}", s.path, s.target.escape_debug(), s.reason))
+        .collect();
+    Ok(Landed { paths: finished.paths, skipped })
+}
+
+/// The leaves that are in place, as a set over all leaves of the root.
+pub(super) fn in_place(checkout: &Checkout, leaves: usize) -> (FixedBitSet, FixedBitSet) {
+    let mut wanted = FixedBitSet::with_capacity(leaves);
+    checkout.wanted().iter().for_each(|leaf| wanted.insert(*leaf as usize));
+    let mut have = FixedBitSet::with_capacity(leaves);
+    checkout.have().iter().for_each(|leaf| have.insert(*leaf as usize));
+    (wanted, have)
+}

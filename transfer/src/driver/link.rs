@@ -1,0 +1,143 @@
+//! A connection's tasks: the control stream in, the control stream out, the requests in. It passes messages on and
+//! decides nothing.
+
+use super::{Input, LinkId, serve};
+use crate::wire::{self, Decoder, Hello, Message};
+use bytes::Bytes;
+use shoal_net::Connection;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
+    time::Duration,
+};
+use tokio::{sync::mpsc, task::JoinSet};
+
+/// A peer that does not open its control stream and say hello within this time is let go.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the last words may take to be sent at shutdown.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(300);
+/// Buffers of control messages that may be on their way to the writer; the hub keeps the rest.
+const WRITER_QUEUE: usize = 8;
+
+/// What the tasks of a connection share.
+#[derive(Debug, Default)]
+pub(super) struct LinkShared {
+    /// Requests are refused while this is set.
+    pub(super) choked: AtomicBool,
+    /// Payload bytes sent.
+    pub(super) bytes_out: AtomicU64,
+    /// Payload bytes received.
+    pub(super) bytes_in: AtomicU64,
+}
+
+/// Starts a connection's task. It ends with [`Input::Closed`]; dropping the sender it returns makes it say goodbye and end.
+pub(super) fn start(
+    tasks: &mut JoinSet<()>,
+    id: LinkId,
+    connection: Connection,
+    shared: Arc<LinkShared>,
+    server: Arc<serve::Server>,
+    inbox: mpsc::Sender<Input>,
+) -> mpsc::Sender<Bytes> {
+    let (out, queue) = mpsc::channel(WRITER_QUEUE);
+    tasks.spawn(async move {
+        let why = run(id, &connection, shared, server, &inbox, queue).await;
+        connection.quinn().close(0u32.into(), why.as_bytes());
+        // at shutdown the hub may rightly be gone
+        let _gone = inbox.send(Input::Closed(id, why)).await;
+    });
+    out
+}
+
+async fn run(
+    id: LinkId,
+    connection: &Connection,
+    shared: Arc<LinkShared>,
+    server: Arc<serve::Server>,
+    inbox: &mpsc::Sender<Input>,
+    queue: mpsc::Receiver<Bytes>,
+) -> String {
+    // each of these loses nothing that matters when it is dropped: the connection ends with it
+    tokio::select! {
+        why = read_control(id, connection, inbox) => why,
+        why = write_control(connection, queue) => why,
+        why = server.answer_all(connection, &shared) => why,
+        error = connection.quinn().closed() => closed_by(&error),
+    }
+}
+
+/// Why a connection ended, for people.
+fn closed_by(error: &shoal_net::quinn::ConnectionError) -> String {
+    use shoal_net::quinn::ConnectionError as E;
+    match error {
+        E::ApplicationClosed(close) => {
+            format!("closed by the peer: {}", String::from_utf8_lossy(&close.reason).escape_debug())
+        }
+        E::LocallyClosed => "closed".into(),
+        E::TimedOut => "connection lost: nothing heard".into(),
+        other => format!("connection lost: {other}"),
+    }
+}
+
+async fn read_control(id: LinkId, connection: &Connection, inbox: &mpsc::Sender<Input>) -> String {
+    let stream = tokio::time::timeout(HELLO_TIMEOUT, connection.quinn().accept_uni()).await;
+    let mut stream = match stream {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return closed_by(&error),
+        Err(_) => return "protocol fault: no hello".into(),
+    };
+    let mut decoder = Decoder::default();
+    let mut greeted = false;
+    loop {
+        match stream.read_chunk(wire::MAX_FRAME_BYTES, true).await {
+            Ok(Some(chunk)) => decoder.push(&chunk.bytes),
+            // the connection's own end tells why
+            Ok(None) | Err(_) => return closed_by(&connection.quinn().closed().await),
+        }
+        loop {
+            let message = match decoder.poll() {
+                Ok(Some(message)) => message,
+                Ok(None) => break,
+                Err(error) => return format!("protocol fault: {error}"),
+            };
+            match (&message, greeted) {
+                (Message::Hello(_), false) => greeted = true,
+                (Message::Hello(_), true) => return "protocol fault: a second hello".into(),
+                (_, false) => return "protocol fault: no hello".into(),
+                (Message::Goodbye { reason }, true) => return format!("peer left: {}", reason.escape_debug()),
+                _ => {}
+            }
+            if inbox.send(Input::Message(id, message)).await.is_err() {
+                return "closed".into();
+            }
+        }
+    }
+}
+
+async fn write_control(connection: &Connection, mut queue: mpsc::Receiver<Bytes>) -> String {
+    let mut stream = match connection.quinn().open_uni().await {
+        Ok(stream) => stream,
+        Err(error) => return closed_by(&error),
+    };
+    // control messages overtake data
+    if stream.set_priority(1).is_err() {
+        return closed_by(&connection.quinn().closed().await);
+    }
+    while let Some(bytes) = queue.recv().await {
+        if stream.write_chunk(bytes).await.is_err() {
+            return closed_by(&connection.quinn().closed().await);
+        }
+    }
+    // the hub let go of this connection: what it said last should still arrive
+    if stream.finish().is_ok() {
+        let _timed_out = tokio::time::timeout(GOODBYE_TIMEOUT, stream.stopped()).await;
+    }
+    "closed".into()
+}
+
+/// The first message.
+pub(super) fn hello(agent: &str, addrs: Vec<std::net::SocketAddr>) -> Message {
+    Message::Hello(Hello { version: 1, features: 0, agent: agent.to_owned(), addrs })
+}

@@ -1,0 +1,13 @@
+//! The swarm's core: which leaf to ask whom for, for one fetch of one root. Sans-IO.
+//!
+//! Lives here: [`Swarm`], what it takes in and gives out. `picker` keeps the leaves by rarity, `peer` a peer's account
+//! (delivery rate, window, time-out), `stripe` who is first in line at a seeder. Never here: a clock, a socket, a task,
+//! a hash map whose order could reach a decision.
+
+mod core;
+mod peer;
+mod picker;
+mod stripe;
+
+pub use self::core::{Action, BatchId, DropReason, PeerIx, Progress, Swarm, SwarmConfig};
+pub use peer::PeerAccount;

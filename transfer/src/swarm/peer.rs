@@ -1,0 +1,177 @@
+//! One peer's account in a swarm: what it has, what it was asked for, how fast it delivers, when it counts as stalled.
+//! It decides nothing about leaves.
+
+use super::{core::BatchId, stripe::Tag};
+use fixedbitset::FixedBitSet;
+use std::{collections::BTreeMap, time::Duration};
+
+/// Deliveries are averaged over at least this long; shorter spans measure the scheduler of the machine.
+const RATE_SPAN: Duration = Duration::from_millis(40);
+/// Weight of the newest span in the moving average.
+const RATE_GAIN: f64 = 0.3;
+/// What a window covers beyond the round trip: the time that the serving side may take to read, hash and queue.
+const SERVICE_SLACK: Duration = Duration::from_millis(50);
+/// A window grows by this factor over what was delivered in its time, so that a faster path is found.
+const WINDOW_GAIN: f64 = 1.5;
+
+/// Leaves asked for in one request.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// Not delivered yet.
+    pub(super) leaves: Vec<u32>,
+}
+
+/// Figures of a peer, for reports.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PeerAccount {
+    /// Payload bytes of leaves that arrived from it and were verified.
+    pub bytes: u64,
+    /// Leaves that arrived from it and were verified.
+    pub leaves: u64,
+    /// Recent delivery rate, bytes per second.
+    pub rate: f64,
+    /// Bytes asked for and not delivered.
+    pub in_flight: u64,
+    /// Leaves it has, as it says.
+    pub have: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) tag: Tag,
+    pub(super) have: FixedBitSet,
+    pub(super) have_count: u32,
+    pub(super) choked: bool,
+    pub(super) interested: bool,
+    /// Leaves that it announced while they were wanted; stale entries are dropped when met.
+    pub(super) candidates: Vec<u32>,
+    pub(super) batches: BTreeMap<BatchId, Batch>,
+    pub(super) in_flight: u64,
+    /// Its requests timed out: it gets one leaf at a time until it delivers again.
+    pub(super) snubbed: bool,
+    pub(super) bytes: u64,
+    pub(super) leaves: u64,
+    rtt: Duration,
+    rate: f64,
+    /// Largest rate of the recent past, decaying; windows follow it so that one slow span does not shrink them.
+    peak: f64,
+    span_start: Duration,
+    span_bytes: u64,
+    /// When it last delivered anything, or was first asked after being idle.
+    pub(super) last_active: Duration,
+    gap_mean: f64,
+    gap_deviation: f64,
+}
+
+impl Peer {
+    pub(super) fn new(now: Duration, tag: Tag, leaves: usize, rtt: Duration) -> Self {
+        Peer {
+            tag,
+            have: FixedBitSet::with_capacity(leaves),
+            have_count: 0,
+            choked: false,
+            interested: false,
+            candidates: vec![],
+            batches: BTreeMap::new(),
+            in_flight: 0,
+            snubbed: false,
+            bytes: 0,
+            leaves: 0,
+            rtt,
+            rate: 0.0,
+            peak: 0.0,
+            span_start: now,
+            span_bytes: 0,
+            last_active: now,
+            gap_mean: 0.0,
+            gap_deviation: 0.0,
+        }
+    }
+
+    pub(super) fn is_seeder(&self) -> bool {
+        self.have_count as usize == self.have.len()
+    }
+
+    pub(super) fn has(&self, leaf: u32) -> bool {
+        self.have.contains(leaf as usize)
+    }
+
+    pub(super) fn account(&self) -> PeerAccount {
+        PeerAccount {
+            bytes: self.bytes,
+            leaves: self.leaves,
+            rate: self.rate,
+            in_flight: self.in_flight,
+            have: self.have_count,
+        }
+    }
+
+    pub(super) fn set_rtt(&mut self, rtt: Duration) {
+        self.rtt = rtt;
+    }
+
+    /// A request goes out.
+    pub(super) fn asked(&mut self, now: Duration, bytes: u64) {
+        if self.in_flight == 0 {
+            self.last_active = now;
+            self.span_start = now;
+            self.span_bytes = 0;
+        }
+        self.in_flight += bytes;
+    }
+
+    /// `bytes` more of what was asked for came in; `in_flight` is the caller's to lower when a leaf is whole.
+    pub(super) fn delivered(&mut self, now: Duration, bytes: u64) {
+        let gap = now.saturating_sub(self.last_active).as_secs_f64();
+        self.last_active = now;
+        self.snubbed = false;
+        // Jacobson and Karels 1988, as in RFC 6298: mean and mean deviation
+        self.gap_deviation += 0.25 * ((gap - self.gap_mean).abs() - self.gap_deviation);
+        self.gap_mean += 0.125 * (gap - self.gap_mean);
+        self.span_bytes += bytes;
+        let span = now.saturating_sub(self.span_start);
+        if span >= RATE_SPAN {
+            let sample = self.span_bytes as f64 / span.as_secs_f64();
+            self.rate = if self.rate == 0.0 { sample } else { self.rate + RATE_GAIN * (sample - self.rate) };
+            // halves in about two seconds without a new maximum
+            let decay = 0.5f64.powf(span.as_secs_f64() / 2.0);
+            self.peak = (self.peak * decay).max(sample);
+            self.span_start = now;
+            self.span_bytes = 0;
+        }
+    }
+
+    /// Bytes that may be asked for and not delivered at one time.
+    pub(super) fn window(&self, initial: u64, least: u64) -> u64 {
+        if self.snubbed {
+            return 1;
+        }
+        if self.peak == 0.0 {
+            return initial.max(least);
+        }
+        let span = self.rtt + SERVICE_SLACK;
+        ((self.peak * span.as_secs_f64() * WINDOW_GAIN) as u64).max(least)
+    }
+
+    /// Bytes worth putting into one request: few enough that a lost peer costs little, many enough that requests are rare.
+    pub(super) fn batch_bytes(&self, largest: u64) -> u64 {
+        if self.peak == 0.0 { largest / 8 } else { ((self.peak * 0.02) as u64).min(largest) }
+    }
+
+    /// Without a byte for this long, a peer that was asked counts as stalled: mean + 4 deviations of the gaps seen.
+    pub(super) fn timeout(&self, least: Duration, most: Duration) -> Duration {
+        if self.bytes == 0 && self.gap_mean == 0.0 {
+            return most;
+        }
+        let seconds = self.gap_mean + 4.0 * self.gap_deviation + 2.0 * self.rtt.as_secs_f64();
+        Duration::from_secs_f64(seconds.min(3600.0)).clamp(least, most)
+    }
+
+    /// Seconds until `bytes` more, asked for now, would be here.
+    pub(super) fn eta(&self, bytes: u64) -> f64 {
+        if self.rate == 0.0 {
+            return f64::INFINITY;
+        }
+        (self.in_flight + bytes) as f64 / self.rate + self.rtt.as_secs_f64()
+    }
+}

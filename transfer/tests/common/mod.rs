@@ -1,0 +1,220 @@
+//! Peers for tests: real endpoints on loopback, real stores in temporary directories; and a raw peer that speaks the
+//! protocol by hand, to misbehave with.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use shoal_content::{Cid, Profile, SHOAL_V1};
+use shoal_net::{Connection, Endpoint, Incoming, Keypair, NetConfig, PeerId};
+use shoal_store::{ImportOptions, Options, Store};
+use shoal_transfer::{
+    Fetch, FetchError, FetchEvent, FetchReport, FetchRequest, PeerAddr, Transfer, TransferConfig,
+    wire::{LeafSet, Message, Request},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+    time::Duration,
+};
+
+/// Nothing in these tests may take longer.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+pub fn profile() -> &'static Profile {
+    &SHOAL_V1
+}
+
+pub fn bind() -> (Endpoint, Incoming) {
+    let config = NetConfig { listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()], ..NetConfig::default() };
+    let (endpoint, _libp2p, incoming) = shoal_net::bind(&Keypair::generate_ed25519(), config).unwrap();
+    (endpoint, incoming)
+}
+
+pub fn addr(endpoint: &Endpoint) -> PeerAddr {
+    PeerAddr { peer: endpoint.peer_id(), addrs: vec![endpoint.local_addr()] }
+}
+
+/// Bytes that do not compress and depend on `seed`.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        out.extend_from_slice(&x.to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+pub struct Peer {
+    pub dir: tempfile::TempDir,
+    pub store: Store,
+    pub endpoint: Endpoint,
+    pub transfer: Transfer,
+}
+
+impl Peer {
+    pub fn start() -> Peer {
+        Peer::with(TransferConfig { agent: "test".into(), ..TransferConfig::default() })
+    }
+
+    pub fn with(config: TransferConfig) -> Peer {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), Options::default()).unwrap();
+        let (endpoint, incoming) = bind();
+        let transfer = Transfer::start(endpoint.clone(), incoming, store.clone(), config);
+        Peer { dir, store, endpoint, transfer }
+    }
+
+    pub fn addr(&self) -> PeerAddr {
+        addr(&self.endpoint)
+    }
+
+    pub fn id(&self) -> PeerId {
+        self.endpoint.peer_id()
+    }
+
+    /// Imports and serves a path.
+    pub async fn share(&self, path: &Path) -> Cid {
+        let (store, path) = (self.store.clone(), path.to_owned());
+        let root = tokio::task::spawn_blocking(move || {
+            let stop = AtomicBool::new(false);
+            shoal_store::import(&store, &path, profile(), &ImportOptions::default(), &|_| {}, &stop).unwrap().root
+        })
+        .await
+        .unwrap();
+        self.transfer.seed(root).await.unwrap();
+        root
+    }
+
+    /// Writes bytes into a file of this peer's and shares it.
+    pub async fn share_bytes(&self, name: &str, bytes: &[u8]) -> (Cid, PathBuf) {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        (self.share(&path).await, path)
+    }
+
+    pub fn request(&self, root: Cid, name: &str, peers: Vec<PeerAddr>) -> FetchRequest {
+        FetchRequest {
+            root,
+            paths: vec![],
+            dir: self.dir.path().join("out"),
+            name: Some(name.into()),
+            peers,
+            symlinks: true,
+            give_up_after: Some(Duration::from_secs(20)),
+        }
+    }
+
+    pub async fn fetch(&self, root: Cid, name: &str, peers: Vec<PeerAddr>) -> Result<FetchReport, FetchError> {
+        finish(self.transfer.fetch(self.request(root, name, peers)).await.unwrap()).await
+    }
+
+    pub async fn stop(self) {
+        self.transfer.shutdown().await;
+        self.endpoint.shutdown().await;
+    }
+}
+
+/// Waits for the end of a fetch.
+pub async fn finish(mut fetch: Fetch) -> Result<FetchReport, FetchError> {
+    let end = async {
+        while let Some(event) = fetch.next().await {
+            match event {
+                FetchEvent::Done(report) => return Ok(*report),
+                FetchEvent::Failed(error) => return Err(error),
+                _ => {}
+            }
+        }
+        panic!("a fetch ended without saying how")
+    };
+    tokio::time::timeout(LIMIT, end).await.expect("a fetch takes too long")
+}
+
+/// A peer that joins a root's swarm, says that it has every leaf, and answers requests as a closure says.
+pub struct RawPeer {
+    pub endpoint: Endpoint,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+/// What a raw peer does with a request for leaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Bytes of the right length and the wrong content.
+    Lies,
+    /// Not a byte, for ever.
+    Stalls,
+    /// The stream ends before its first leaf.
+    HangsUp,
+    /// It says that it has leaves that do not exist.
+    Boasts,
+    /// The first control frame is garbage.
+    Babbles,
+}
+
+impl RawPeer {
+    pub fn start(root: Cid, sizes: Vec<u32>, manner: Manner) -> RawPeer {
+        let (endpoint, mut incoming) = bind();
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(async move {
+            let mut open = tokio::task::JoinSet::new();
+            while let Some(connection) = incoming.next().await {
+                open.spawn(misbehave(connection, root, sizes.clone(), manner));
+            }
+        });
+        RawPeer { endpoint, tasks }
+    }
+
+    pub fn addr(&self) -> PeerAddr {
+        addr(&self.endpoint)
+    }
+
+    pub fn id(&self) -> PeerId {
+        self.endpoint.peer_id()
+    }
+
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn misbehave(connection: Connection, root: Cid, sizes: Vec<u32>, manner: Manner) {
+    let mut control = connection.quinn().open_uni().await.unwrap();
+    let mut bytes = vec![];
+    if manner == Manner::Babbles {
+        bytes = vec![0xff; 100];
+    } else {
+        let count = sizes.len() as u32;
+        let end = if manner == Manner::Boasts { count + 1 } else { count };
+        let hello = shoal_transfer::wire::Hello { version: 1, features: 0, agent: "raw".into(), addrs: vec![] };
+        Message::Hello(hello).encode(&mut bytes);
+        // it does not say that it knows the tree: nodes are not what it misbehaves with
+        Message::Join { channel: 7, root, leaves: 0, answer: true }.encode(&mut bytes);
+        let leaves = LeafSet::Ranges(std::iter::once(0..end).collect());
+        Message::Have { channel: 7, leaves }.encode(&mut bytes);
+    }
+    control.write_all(&bytes).await.unwrap();
+    let mut held = vec![];
+    while let Ok((mut send, mut recv)) = connection.quinn().accept_bi().await {
+        let Ok(head) = recv.read_to_end(1 << 16).await else { continue };
+        let Ok(Request::Leaves { leaves, .. }) = Request::decode(&head) else { continue };
+        match manner {
+            Manner::Lies => {
+                for leaf in leaves.ranges().into_iter().flatten() {
+                    let len = sizes[leaf as usize];
+                    let mut record = vec![0];
+                    record.extend_from_slice(&len.to_be_bytes());
+                    record.extend(noise(u64::from(leaf) + 99, len as usize));
+                    if send.write_all(&record).await.is_err() {
+                        break;
+                    }
+                }
+                let _gone = send.finish();
+            }
+            Manner::HangsUp => {
+                let _gone = send.finish();
+            }
+            _ => held.push((send, recv)),
+        }
+    }
+}
