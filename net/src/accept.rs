@@ -3,6 +3,7 @@
 use crate::{
     CLOSE_BUSY, Connection, PeerId,
     addr::canonical,
+    congestion,
     endpoint::Shared,
     muxer::Muxer,
     quic::Alpn,
@@ -181,9 +182,12 @@ async fn handshake(
     let delivered = match alpn {
         Alpn::Libp2p => {
             count(&shared.counters.accepted_libp2p);
-            match shared.punches.claim(from, (peer, Muxer::new(connection, slot))) {
+            match shared.punches.claim(from, Box::new((peer, Muxer::new(connection, slot)))) {
                 Ok(()) => true,
-                Err((peer, muxer)) => to_libp2p.try_send(InboundLibp2p { peer, muxer, from }).is_ok(),
+                Err(unclaimed) => {
+                    let (peer, muxer) = *unclaimed;
+                    to_libp2p.try_send(InboundLibp2p { peer, muxer, from }).is_ok()
+                }
             }
         }
         Alpn::Shoal => {
@@ -194,6 +198,7 @@ async fn handshake(
     if !delivered {
         // Waiting here would let one protocol's idle owner block the other one's door.
         count(&shared.counters.busy);
+        congestion::let_go(&for_closing);
         for_closing.close(CLOSE_BUSY, b"busy");
     }
     drop(permit);

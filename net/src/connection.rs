@@ -1,12 +1,12 @@
 //! A data-plane connection and the stream of inbound ones. What is said on them is not known here.
 
-use crate::{PeerId, addr::canonical, table::Slot};
+use crate::{PeerId, addr::canonical, congestion, table::Slot};
 use std::{fmt, net::SocketAddr, sync::Arc};
 use tokio::sync::mpsc;
 
 /// An authenticated connection with ALPN `shoal/1`. Clones share it.
 ///
-/// The connection closes when the last handle and the last stream are dropped, or by `quinn().close(…)`. It counts
+/// The connection closes when the last handle and the last stream are dropped, or by [`Connection::close`]. It counts
 /// against [`Limits::connections`](crate::Limits) as long as a handle lives, so keep one while it is used and no longer.
 #[derive(Clone)]
 pub struct Connection {
@@ -25,6 +25,13 @@ impl Connection {
     /// peer: `set_receive_window`, `set_send_window`, `set_max_concurrent_bi_streams`.
     pub fn quinn(&self) -> &quinn::Connection {
         &self.quinn
+    }
+
+    /// Closes at once, with a code and a reason (UTF-8, at most some 1,000 bytes) that the remote will see. Unlike
+    /// `quinn().close(…)`, the goodbye leaves also when the congestion window is full.
+    pub fn close(&self, code: quinn::VarInt, reason: &[u8]) {
+        congestion::let_go(&self.quinn);
+        self.quinn.close(code, reason);
     }
 
     /// The identity that the remote proved.

@@ -122,6 +122,7 @@ struct Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         self.shared.cancel.cancel();
+        self.shared.configs.let_all_go();
         self.shared.quinn.close(CLOSE_NORMAL, b"");
     }
 }
@@ -211,6 +212,7 @@ impl Endpoint {
                 tracing::error!(%error, "the accept loop panicked");
             }
         }
+        self.shared.configs.let_all_go();
         self.shared.quinn.close(CLOSE_NORMAL, b"shutdown");
         if tokio::time::timeout(self.shared.limits.shutdown_grace, self.shared.quinn.wait_idle()).await.is_err() {
             tracing::debug!("some remotes did not hear our goodbye");

@@ -12,6 +12,7 @@
 mod accept;
 mod addr;
 mod config;
+mod congestion;
 mod connection;
 mod endpoint;
 mod error;

@@ -75,6 +75,7 @@ impl StreamMuxer for Muxer {
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         let this = self.get_mut();
         let closing = this.closing.get_or_insert_with(|| {
+            crate::congestion::let_go(&this.connection);
             this.connection.close(crate::CLOSE_NORMAL, b"");
             let connection = this.connection.clone();
             async move { connection.closed().await }.boxed()
@@ -125,7 +126,7 @@ impl AsyncWrite for Substream {
             return Poll::Ready(result.map_err(Into::into));
         }
         let result = ready!(AsyncWrite::poll_close(Pin::new(&mut self.send), cx));
-        self.close = CloseState::Closed(result.as_ref().map(|()| ()).map_err(io::Error::kind));
+        self.close = CloseState::Closed(result.as_ref().copied().map_err(io::Error::kind));
         Poll::Ready(result)
     }
 }

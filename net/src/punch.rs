@@ -1,7 +1,7 @@
 //! Hole punching as the side that listens (libp2p's DCUtR specification, QUIC): small packets of random bytes open our
 //! NAT towards the remote, whose dial then comes in like any other and is handed to the punch that waits for it.
 
-use crate::{TransportIoError, muxer::Muxer};
+use crate::{PeerId, TransportIoError, muxer::Muxer};
 use quinn::{AsyncUdpSocket, udp::Transmit};
 use rand::{RngExt, SeedableRng, rngs::StdRng, rngs::SysRng};
 use std::{
@@ -12,8 +12,6 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-use crate::PeerId;
-
 /// The specification's pause between packets, milliseconds.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 10..=200;
 /// Length of a packet, bytes. Random and without QUIC's fixed bit, so that no QUIC stack answers it.
@@ -21,7 +19,7 @@ const PACKET_LEN: usize = 64;
 const FIXED_BIT: u8 = 0x40;
 
 /// What comes of a punch.
-pub(crate) type Punched = (PeerId, Muxer);
+pub(crate) type Punched = Box<(PeerId, Muxer)>;
 
 /// The punches under way, by the remote's canonical address. At most `max`.
 #[derive(Debug)]

@@ -1,13 +1,15 @@
 //! QUIC's settings: from our limits and tuning to quinn's configurations, per protocol and per route.
 
-use crate::{AlpnLimits, BindError, Congestion, Limits, NetConfig, PeerId, tls::Tls};
+use crate::{AlpnLimits, BindError, Limits, NetConfig, PeerId, congestion, tls::Tls};
 use quinn::{
     AckFrequencyConfig, ClientConfig, EndpointConfig, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
-    congestion::{BbrConfig, CubicConfig, NewRenoConfig},
 };
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -59,6 +61,8 @@ impl Alpn {
 pub(crate) struct Configs {
     tls: Tls,
     config: NetConfig,
+    /// Set once: see [`Configs::let_all_go`].
+    closing: Arc<AtomicBool>,
     clients: Mutex<BTreeMap<(Alpn, u16), Arc<TransportConfig>>>,
     servers: Mutex<BTreeMap<u16, Arc<ServerConfig>>>,
 }
@@ -66,7 +70,7 @@ pub(crate) struct Configs {
 impl Configs {
     pub(crate) fn new(tls: Tls, config: NetConfig) -> Result<Self, BindError> {
         check(&config)?;
-        Ok(Configs { tls, config, clients: Mutex::default(), servers: Mutex::default() })
+        Ok(Configs { tls, config, closing: Arc::default(), clients: Mutex::default(), servers: Mutex::default() })
     }
 
     /// What the endpoint announces before any connection exists.
@@ -115,6 +119,11 @@ impl Configs {
         Ok((client, proved))
     }
 
+    /// Lets the last packets of all connections pass their congestion controllers.
+    pub(crate) fn let_all_go(&self) {
+        self.closing.store(true, Relaxed);
+    }
+
     /// Gives an inbound connection what its protocol allows.
     pub(crate) fn admit(&self, alpn: Alpn, connection: &quinn::Connection) {
         let limits = alpn.limits(&self.config.limits);
@@ -149,11 +158,7 @@ impl Configs {
             search.black_hole_cooldown(BLACK_HOLE_COOLDOWN);
             search
         }));
-        match congestion {
-            Congestion::Cubic => t.congestion_controller_factory(Arc::new(CubicConfig::default())),
-            Congestion::Bbr => t.congestion_controller_factory(Arc::new(BbrConfig::default())),
-            Congestion::NewReno => t.congestion_controller_factory(Arc::new(NewRenoConfig::default())),
-        };
+        t.congestion_controller_factory(congestion::Factory::new(*congestion, bound, self.closing.clone()));
         if let Some(packets) = ack_every {
             let mut ack = AckFrequencyConfig::default();
             ack.ack_eliciting_threshold(VarInt::from_u32(packets.saturating_sub(1)));

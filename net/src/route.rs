@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_e_address_has_no_route() {
+    fn the_broadcast_address_is_no_destination() {
         assert!(max_payload("255.255.255.255:9".parse().unwrap()).is_err());
     }
 }

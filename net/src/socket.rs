@@ -165,16 +165,18 @@ mod tests {
     use super::*;
 
     /// Records sends and is full after `room` of them.
+    type Part = (Vec<u8>, Option<usize>);
+
     #[derive(Debug, Default)]
     struct Scripted {
-        state: Mutex<(usize, Vec<(Vec<u8>, Option<usize>)>)>,
+        state: Mutex<(usize, Vec<Part>)>,
     }
 
     impl Scripted {
         fn room(&self, sends: usize) {
             self.state.lock().unwrap().0 = sends;
         }
-        fn sent(&self) -> Vec<(Vec<u8>, Option<usize>)> {
+        fn sent(&self) -> Vec<Part> {
             std::mem::take(&mut self.state.lock().unwrap().1)
         }
     }
@@ -271,7 +273,7 @@ mod tests {
     trait Concat {
         fn concat_parts(&self) -> Vec<u8>;
     }
-    impl Concat for Vec<(Vec<u8>, Option<usize>)> {
+    impl Concat for Vec<Part> {
         fn concat_parts(&self) -> Vec<u8> {
             self.iter().flat_map(|(part, _)| part.clone()).collect()
         }

@@ -216,7 +216,7 @@ impl Transport for Libp2pTransport {
                     return Err(TransportIoError::Punch { addr: socket_addr, why: "we listen on the other IP family" });
                 };
                 let timeout = shared.limits.handshake_timeout;
-                shared.punches.punch(&*shared.socket, socket_addr, to, timeout).await
+                shared.punches.punch(&*shared.socket, socket_addr, to, timeout).await.map(|punched| *punched)
             }
             .boxed(),
         })

@@ -1,0 +1,156 @@
+//! The congestion controllers, and a way past them for the last packet.
+//!
+//! quinn holds back a CONNECTION_CLOSE like any other packet while the congestion window is full, and once closing it
+//! reads no more acknowledgements, so the window stays full: the remote then learns of the end by its idle time-out, half
+//! a minute late. [`Yielding`] wraps the chosen controller and, once told to, lets everything through; what is left to
+//! send then is that one packet.
+
+use crate::Congestion;
+use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig, NewRenoConfig};
+use quinn_proto::RttEstimator;
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+/// quinn's own initial window: RFC 9002, 7.2, bytes.
+const INITIAL_WINDOW: u64 = 12_000;
+/// Datagrams of the route's largest size that the initial window holds, if that is more: an MTU probe in flight must
+/// leave room for two of the next size. 35 kB on a jumbo Ethernet, 256 KiB on loopback.
+const INITIAL_DATAGRAMS: u64 = 4;
+/// A window that no flight fills. quinn also stops pacing above 4 GiB.
+const OPEN: u64 = u64::MAX / 2;
+
+/// Builds the controllers of one kind of connection.
+pub(crate) struct Factory {
+    inner: Arc<dyn ControllerFactory + Send + Sync>,
+    /// Set when the whole endpoint closes.
+    endpoint_yields: Arc<AtomicBool>,
+}
+
+impl Factory {
+    /// `payload` is the route's largest datagram.
+    pub(crate) fn new(kind: Congestion, payload: u16, endpoint_yields: Arc<AtomicBool>) -> Arc<Self> {
+        let window = INITIAL_WINDOW.max(INITIAL_DATAGRAMS * u64::from(payload));
+        let inner: Arc<dyn ControllerFactory + Send + Sync> = match kind {
+            Congestion::Cubic => {
+                let mut config = CubicConfig::default();
+                config.initial_window(window);
+                Arc::new(config)
+            }
+            // BBR measures its way up by itself.
+            Congestion::Bbr => Arc::new(BbrConfig::default()),
+            Congestion::NewReno => {
+                let mut config = NewRenoConfig::default();
+                config.initial_window(window);
+                Arc::new(config)
+            }
+        };
+        Arc::new(Factory { inner, endpoint_yields })
+    }
+}
+
+impl ControllerFactory for Factory {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        Box::new(Yielding {
+            inner: self.inner.clone().build(now, current_mtu),
+            endpoint_yields: self.endpoint_yields.clone(),
+            yields: Arc::default(),
+        })
+    }
+}
+
+/// Opens the window of one connection for its last packet. To be called right before closing it.
+pub(crate) fn let_go(connection: &quinn::Connection) {
+    if let Ok(controller) = connection.congestion_state().into_any().downcast::<Yielding>() {
+        controller.yields.store(true, Relaxed);
+    }
+}
+
+/// A controller that can be told to step aside.
+struct Yielding {
+    inner: Box<dyn Controller>,
+    endpoint_yields: Arc<AtomicBool>,
+    /// Shared by the clones that quinn hands out, which is how the flag is reached from outside.
+    yields: Arc<AtomicBool>,
+}
+
+impl Controller for Yielding {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.inner.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
+        self.inner.on_end_acks(now, in_flight, app_limited, largest);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost_bytes: u64) {
+        self.inner.on_congestion_event(now, sent, persistent, lost_bytes);
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.inner.on_mtu_update(new_mtu);
+    }
+
+    fn window(&self) -> u64 {
+        if self.yields.load(Relaxed) || self.endpoint_yields.load(Relaxed) { OPEN } else { self.inner.window() }
+    }
+
+    fn metrics(&self) -> ControllerMetrics {
+        self.inner.metrics()
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(Yielding {
+            inner: self.inner.clone_box(),
+            endpoint_yields: self.endpoint_yields.clone(),
+            yields: self.yields.clone(),
+        })
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.inner.initial_window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_opens_for_one_connection_or_for_all() {
+        let all = Arc::new(AtomicBool::new(false));
+        for kind in [Congestion::Cubic, Congestion::Bbr, Congestion::NewReno] {
+            let factory = Factory::new(kind, 1_472, all.clone());
+            let build = || factory.clone().build(Instant::now(), 1_200);
+            let (one, other) = (build(), build());
+            assert!(one.window() <= 20_000 * 1_200, "{kind:?}: {}", one.window());
+            one.clone_box().into_any().downcast::<Yielding>().unwrap().yields.store(true, Relaxed);
+            assert_eq!(one.window(), OPEN);
+            assert!(other.window() < OPEN);
+            all.store(true, Relaxed);
+            assert_eq!(other.window(), OPEN);
+            all.store(false, Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_first_window_holds_the_probes_of_the_route() {
+        let window =
+            |payload| Factory::new(Congestion::Cubic, payload, Arc::default()).build(Instant::now(), 1_200).window();
+        assert_eq!(window(1_472), INITIAL_WINDOW);
+        assert_eq!(window(65_507), 4 * 65_507);
+    }
+}
