@@ -30,7 +30,7 @@ use crate::{
     BaseId, OpenError, RootRecord, Stamp, StoreError,
     backend::{Frozen, IndexFile},
     disk::Disk,
-    overlay::{Key, StagedBlock, StagedSet},
+    overlay::{Key, StagedSet},
     packs::Tail,
     root::{path_from_bytes, path_to_bytes},
     value::{self, FileId, FileRow, Loc, MAX_LOCATIONS},
@@ -51,6 +51,12 @@ const SALT: &str = "salt";
 const TAIL: &str = "tail";
 const NEXT_BASE: &str = "next_base";
 
+/// What a row costs in the file, pages two thirds full, in bytes: blocks, then files with their directories.
+const ROW_BYTES: [u64; 2] = [80, 75];
+/// On closing, the file is compacted if it is longer than five quarters of what its rows need and this: a big commit
+/// rewrites most pages, and the old ones stay in the file as free space.
+const MAX_SLACK_BYTES: u64 = 1 << 20;
+
 /// The writing side. One at a time, under the commit lock.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -58,6 +64,8 @@ pub(crate) struct Index {
     path: PathBuf,
     cache_bytes: usize,
     ids: IdMaker,
+    /// A commit failed: the file is not touched any more.
+    frozen: bool,
 }
 
 /// What is kept in memory from the start.
@@ -134,7 +142,7 @@ impl Index {
             Ok::<_, redb::Error>((db, loaded))
         }));
         match opened {
-            Ok(Ok((db, Some(loaded)))) => Ok((Self { db, path, cache_bytes, ids: loaded.ids }, loaded)),
+            Ok(Ok((db, Some(loaded)))) => Ok((Self { db, path, cache_bytes, ids: loaded.ids, frozen: false }, loaded)),
             Ok(Ok((_, None))) => Err(corrupt("its tables make no sense".into())),
             Ok(Err(redb::Error::Io(error))) if error.kind() != std::io::ErrorKind::InvalidData => {
                 Err(io("open")(error))
@@ -191,6 +199,7 @@ impl Index {
 
     /// After a failed commit: goes on with the last good state of the file, for reading, in memory.
     pub(crate) fn freeze(&mut self) -> Result<(), redb::Error> {
+        self.frozen = true;
         let frozen = Frozen::new(File::open(&self.path)?)?;
         self.db = Builder::new().set_cache_size(self.cache_bytes).create_with_backend(frozen)?;
         Ok(())
@@ -199,6 +208,43 @@ impl Index {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+
+    fn wants_compaction(&self) -> bool {
+        let Ok([blocks, files, _]) = self.snapshot().and_then(|s| s.counts()) else { return false };
+        let needed = blocks * ROW_BYTES[0] + files * ROW_BYTES[1];
+        std::fs::metadata(&self.path).is_ok_and(|meta| meta.len() > needed * 5 / 4 + MAX_SLACK_BYTES)
+    }
+}
+
+impl Drop for Index {
+    /// Gives free space back. The store's snapshot is gone by now; a crash meanwhile is as harmless as during a commit.
+    fn drop(&mut self) {
+        if self.frozen || !self.wants_compaction() {
+            return;
+        }
+        if let Err(error) = self.db.compact() {
+            tracing::warn!(index = %self.path.display(), %error, "cannot compact the index; it stays as it is");
+        }
+    }
+}
+
+/// The order in which rows go into a table: by key, so that each page is touched once, however small the cache.
+///
+/// A tree filled in key order has half-empty pages, since each split leaves one behind. So where most of the table is
+/// new, two rows of five wait for a second round and fill those pages up.
+fn fill_order<K: Ord, V>(mut rows: Vec<(K, V)>, already: u64) -> impl Iterator<Item = (K, V)> {
+    rows.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    let mut second = Vec::new();
+    if already < rows.len() as u64 {
+        let mut i = 0;
+        second = rows
+            .extract_if(.., |_| {
+                i += 1;
+                i % 5 == 2 || i % 5 == 4
+            })
+            .collect();
+    }
+    rows.into_iter().chain(second)
 }
 
 fn apply_files(
@@ -209,7 +255,8 @@ fn apply_files(
 ) -> Result<(), StorageError> {
     let mut known: HashMap<(BaseId, &str), FileId> = HashMap::new();
     let mut row = Vec::new();
-    for (id, file) in &set.files {
+    let few = files.len()?;
+    for (id, file) in fill_order(set.files.iter().collect(), few) {
         let (dir, name) = split(&file.rel);
         let dir_id = match known.get(&(file.base, dir)) {
             Some(id) => *id,
@@ -234,11 +281,9 @@ fn apply_files(
 }
 
 fn apply_blocks(set: &StagedSet, blocks: &mut redb::Table<'_, CidKey, Bytes>) -> Result<(), StorageError> {
-    // In key order: each page of the index is touched once, however small the cache.
-    let mut order: Vec<(&Key, &StagedBlock)> = set.blocks.iter().collect();
-    order.sort_unstable_by_key(|(key, _)| *key);
     let mut row = Vec::new();
-    for (key, block) in order {
+    let few = blocks.len()?;
+    for (key, block) in fill_order(set.blocks.iter().collect(), few) {
         row.clear();
         let before = match blocks.get(key)? {
             Some(found) => value::get_locs(found.value()).unwrap_or_default(),
@@ -284,7 +329,7 @@ fn load(db: &Database) -> Result<Option<Loaded>, redb::Error> {
         bases.insert(BaseId(id.value()), path.into());
     }
     // Every table must be there; they were made together.
-    (txn.open_table(BLOCKS)?, txn.open_table(FILES)?, txn.open_table(DIRS)?, txn.open_table(ROOTS)?);
+    drop((txn.open_table(BLOCKS)?, txn.open_table(FILES)?, txn.open_table(DIRS)?, txn.open_table(ROOTS)?));
     Ok(Some(Loaded { ids: IdMaker { salt }, tail, next_base, bases }))
 }
 

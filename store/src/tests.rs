@@ -49,7 +49,11 @@ impl Fixture {
     }
 
     fn try_open(&self) -> Result<Store, OpenError> {
-        Store::open_on(&self.home(), &Options { pack_bytes: 1 << 20, ..Options::default() }, Arc::new(self.disk.clone()))
+        Store::open_on(
+            &self.home(),
+            &Options { pack_bytes: 1 << 20, ..Options::default() },
+            Arc::new(self.disk.clone()),
+        )
     }
 
     /// A file of `chunks` blocks of 1,000 bytes, staged.
@@ -144,6 +148,7 @@ fn many_dirty_files_are_one_sync_of_their_file_system() {
     let fixture = Fixture::new();
     let store = fixture.open();
     let base = store.add_base(fixture.dir.path()).unwrap();
+    fixture.disk.take_log();
     for i in 0..100 {
         fs::write(fixture.dir.path().join(format!("f{i}")), block(i, 10)).unwrap();
         store.stage_file(base, &format!("f{i}"), Stamp::default(), &[(raw(&block(i, 10)), 0, 10)], true).unwrap();
@@ -483,10 +488,79 @@ fn what_is_staged_is_bounded() {
     assert!(stats.blocks > 0, "committed by itself");
     assert!(stats.staged_blocks < 200_000);
     assert!(store.has(&refs[0].0).unwrap() && store.has(&refs[199_999].0).unwrap());
-    // Reads that find everything damaged stay within bounds as well, and the index keeps its price.
     store.commit().unwrap();
     let stats = store.stats().unwrap();
     assert_eq!((stats.blocks, stats.staged_blocks), (200_000, 0));
+    // The index gives back on closing what its commits left free.
+    drop(store);
+    let index_bytes = fixture.open().stats().unwrap().index_bytes;
+    assert!(index_bytes <= 150 * 200_000, "{} bytes a chunk", index_bytes / 200_000);
+}
+
+/// Files staged by the tens of thousands, each under its own name, come back under their own names.
+#[test]
+fn many_small_files_keep_their_names() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    let base = store.add_base(Path::new("/nowhere")).unwrap();
+    let name = |i: u64| format!("dir{}/sub/file{i}", i / 16);
+    for i in 0..20_000u64 {
+        let stamp = Stamp { size: i, mtime_ns: -(i as i64) };
+        store.stage_file(base, &name(i), stamp, &[(raw(&i.to_le_bytes()), 0, 8)], false).unwrap();
+        if i == 10_000 {
+            store.commit().unwrap();
+        }
+    }
+    store.commit().unwrap();
+    drop(store);
+    let store = fixture.open();
+    for i in (0..20_000).step_by(7) {
+        let want = Stamp { size: i, mtime_ns: -(i as i64) };
+        assert_eq!(store.file_stamp(base, &name(i)).unwrap(), Some(want));
+    }
+    assert_eq!(store.stats().unwrap().files, 20_000);
+    let index_bytes = store.stats().unwrap().index_bytes;
+    assert!(index_bytes <= 150 * 20_000 + (2 << 20), "{} bytes a chunk", index_bytes / 20_000);
+}
+
+/// Staging into the same file commit after commit, as a fetch does, keeps one file.
+#[test]
+fn a_file_staged_again_is_one_file() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    let path = fixture.dir.path().join("file");
+    fs::write(&path, [block(0, 1000), block(1, 1000)].concat()).unwrap();
+    let base = store.add_base(fixture.dir.path()).unwrap();
+    for i in 0..2u32 {
+        let stamp = Stamp { size: 2000, mtime_ns: i.into() };
+        store.stage_file(base, "file", stamp, &[(raw(&block(i, 1000)), u64::from(i) * 1000, 1000)], true).unwrap();
+        store.commit().unwrap();
+    }
+    assert_eq!(store.stats().unwrap().files, 1);
+    assert_eq!(store.file_stamp(base, "file").unwrap().unwrap().mtime_ns, 1);
+    assert!((0..2).all(|i| store.read(&raw(&block(i, 1000))).unwrap() == block(i, 1000)));
+}
+
+/// A commit that cannot even open what it should sync changes nothing, and the next one has it all.
+#[test]
+fn a_commit_that_cannot_begin_is_tried_again() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    let (path, cids) = fixture.share(&store, "file", 3);
+    let aside = fixture.dir.path().join("aside");
+    fs::rename(&path, &aside).unwrap();
+    // A loop: an obstacle even to root.
+    std::os::unix::fs::symlink("file", &path).unwrap();
+    let error = store.commit().unwrap_err();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    assert!(store.read_only_reason().is_none());
+    assert!(store.has(&cids[0]).unwrap());
+    fs::remove_file(&path).unwrap();
+    fs::rename(&aside, &path).unwrap();
+    store.commit().unwrap();
+    drop(store);
+    let store = fixture.open();
+    assert!(cids.iter().all(|cid| store.read(cid).is_ok()));
 }
 
 /// Readers and stagers at full speed beside commits: nobody ever misses what was staged before.
