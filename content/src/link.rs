@@ -243,7 +243,7 @@ mod tests {
         let root: Cid = CID.parse().unwrap();
         let bare = ShoalLink::new(root);
         for form in [
-            format!("{CID}"),
+            CID.to_string(),
             format!("  {CID}\r\n"),
             format!("shoal:{CID}"),
             format!("shoal://{CID}/"),
