@@ -56,7 +56,8 @@ impl Stitch {
 
     /// Takes the next segment, which begins at `start`, is `segment` bytes long and was cut into `lens` by
     /// [`Profile::cut_segment`]. `recut` cuts one chunk at an offset of the file with [`Profile::cut`] and returns its
-    /// length (never 0); `emit` is given every true chunk that begins in the segment, in order.
+    /// length; `emit` is given every true chunk that begins in the segment, in order. A length of 0 says that the file
+    /// ends there after all, and ends the join: [`Stitch::position`] then falls short.
     ///
     /// # Errors
     /// Whatever `recut` fails with. The file has then to be begun again.
@@ -68,14 +69,10 @@ impl Stitch {
         mut recut: impl FnMut(u64) -> Result<u32, E>,
         mut emit: impl FnMut(Stitched),
     ) -> Result<(), E> {
-        let end = start + segment;
         let mut guess = start;
         for (index, &len) in lens.iter().enumerate() {
-            while self.at < guess {
-                let offset = self.at;
-                let len = recut(offset)?;
-                emit(Stitched::Recut { offset, len });
-                self.at += u64::from(len);
+            if !self.recut_to(guess, &mut recut, &mut emit)? {
+                return Ok(());
             }
             if self.at == guess {
                 emit(Stitched::Kept(index));
@@ -83,12 +80,39 @@ impl Stitch {
             }
             guess += u64::from(len);
         }
+        self.recut_to(start + segment, &mut recut, &mut emit).map(drop)
+    }
+
+    /// Cuts anew until `end` is reached or passed; false where the file ends before.
+    fn recut_to<E>(
+        &mut self,
+        end: u64,
+        recut: &mut impl FnMut(u64) -> Result<u32, E>,
+        emit: &mut impl FnMut(Stitched),
+    ) -> Result<bool, E> {
         while self.at < end {
             let offset = self.at;
             let len = recut(offset)?;
+            if len == 0 {
+                return Ok(false);
+            }
             emit(Stitched::Recut { offset, len });
             self.at += u64::from(len);
         }
-        Ok(())
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_shrank_ends_the_join() {
+        let mut stitch = Stitch { at: 5 };
+        let Ok(()) = stitch.join(0, 30, &[10, 10, 10], |_| Ok::<_, Infallible>(0), |_| panic!("there is no chunk"));
+        assert_eq!(stitch.position(), 5);
     }
 }
