@@ -4,14 +4,17 @@ use std::{
     collections::HashMap,
     fs, io,
     path::Path,
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize},
+    },
 };
 
 use cap_std::fs::Dir;
 use shoal_content::{Cid, EntryKind, Manifest, RelPath, Source, case_clashes};
 
 use super::{
-    Amount, Checkout, CheckoutError, CheckoutOptions,
+    Amount, Checkout, CheckoutError, CheckoutOptions, UNFINISHED,
     bits::Bits,
     ground::Ground,
     target::{self, Plan, Target},
@@ -56,6 +59,7 @@ pub(super) fn begin(
         dir,
         parent,
         name: name.to_owned(),
+        unfinished: Vec::new(),
         targets,
         wanted,
         wanted_bytes,
@@ -68,6 +72,7 @@ pub(super) fn begin(
         }
     }
     checkout.resumed = checkout.have_amount();
+    checkout.unfinished = unfinished(&checkout);
     check_space(&checkout, found.bytes.into_inner())?;
     make_directories(&checkout)?;
     write_inline(&checkout)?;
@@ -121,8 +126,13 @@ fn open_target(
             cancel: &options.cancel,
             trim: true,
             found,
+            // Only a file that is whole has its stamp staged.
+            vouched: &|rel, stamp| Ok(store.file_stamp(base, rel)? == Some(stamp) && stamp.mtime_ns != UNFINISHED),
             // Written before a crash, perhaps never synced.
-            on_match: &|_, rel, stamp, refs| Ok(store.stage_file(base, rel, stamp, refs, true)?),
+            on_match: &|found| {
+                let stamp = if found.whole { found.stamp } else { Stamp { mtime_ns: UNFINISHED, ..found.stamp } };
+                Ok(store.stage_file(base, found.rel, stamp, found.refs, true)?)
+            },
         }
         .run()?;
     } else {
@@ -161,8 +171,10 @@ pub(super) fn identical(
         cancel: &options.cancel,
         trim: false,
         found: &found,
-        on_match: &|entry, _, stamp, refs| {
-            matches.lock().unwrap_or_else(PoisonError::into_inner).push((entry, stamp, refs.to_vec()));
+        vouched: &|_, _| Ok(false),
+        on_match: &|found| {
+            let found = (found.entry, found.stamp, found.refs.to_vec());
+            matches.lock().unwrap_or_else(PoisonError::into_inner).push(found);
             Ok(())
         },
     }
@@ -233,6 +245,20 @@ fn refuse_case_clashes(manifest: &Manifest, plans: &[Plan], parent: &Dir, dir: &
         true => Err(CheckoutError::CaseClash { first, second, path: dir.to_owned() }),
         false => Ok(()),
     }
+}
+
+/// Counts, for each file of several pieces, the leaves that it still misses.
+fn unfinished(checkout: &Checkout) -> Vec<AtomicU32> {
+    let manifest = &checkout.manifest;
+    let missing = |entry: u32| {
+        let selected = checkout.target_of(entry).is_some_and(|target| !target.done);
+        let pieces = manifest.pieces(entry).filter(|piece| match piece.source {
+            Source::Leaf(leaf) => !checkout.have.has(leaf),
+            Source::Inline(_) => false,
+        });
+        if selected { pieces.count() as u32 } else { 0 }
+    };
+    (0..manifest.entries().len() as u32).map(|entry| AtomicU32::new(missing(entry))).collect()
 }
 
 /// Fails if what is still missing does not fit, and leaves nothing new behind then.

@@ -47,8 +47,7 @@ pub(super) fn finish(checkout: &Checkout) -> Result<Finished, CheckoutError> {
         target.ground.close();
         put_in_place(checkout, target)?;
     }
-    #[cfg(unix)]
-    rustix::fs::fsync(&checkout.parent).map_err(|errno| checkout.failed("sync", checkout.dir.clone(), errno.into()))?;
+    sync_dir(&checkout.parent, ".").map_err(|source| checkout.failed("sync", checkout.dir.clone(), source))?;
     for target in checkout.targets.iter().filter(|target| !target.done) {
         checkout.store.move_base(target.base, &target.dest)?;
     }
@@ -106,9 +105,7 @@ fn complete_files<'c>(checkout: &'c Checkout, target: &Target) -> Result<Vec<&'c
             restore_executable(&file).map_err(failed)?;
         }
         if extents.len() > 1 {
-            let file = target.ground.read(rel).map_err(failed)?;
-            let stamp = crate::import::stamp_of(&file.metadata().map_err(failed)?);
-            checkout.store.stage_file(target.base, rel, stamp, &[], true)?;
+            checkout.stage_stamp(target, entry)?;
         }
     }
     Ok(loose)
@@ -141,14 +138,9 @@ fn sync(checkout: &Checkout, target: &Target, loose: &[&str]) -> Result<(), Chec
         for rel in loose {
             target.ground.read(rel)?.sync_all()?;
         }
-        #[cfg(unix)]
         for rel in dirs() {
             let Some(dir) = target.ground.dir() else { break };
-            if rel.is_empty() {
-                rustix::fs::fsync(dir)?;
-            } else {
-                rustix::fs::fsync(&dir.open_dir(rel)?)?;
-            }
+            sync_dir(dir, if rel.is_empty() { "." } else { rel })?;
         }
         Ok(())
     };
@@ -162,6 +154,20 @@ fn sync(checkout: &Checkout, target: &Target, loose: &[&str]) -> Result<(), Chec
     #[cfg(not(target_os = "linux"))]
     let synced = one_by_one();
     synced.map_err(|source| checkout.failed("sync", target.at.clone(), source))
+}
+
+/// Makes the names in a directory durable, where that is a matter of its own.
+fn sync_dir(dir: &Dir, rel: &str) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        // A `Dir` itself may be a handle for paths only, which cannot be synced.
+        dir.open(rel)?.sync_all()
+    }
+    #[cfg(not(unix))]
+    {
+        let _: (&Dir, &str) = (dir, rel);
+        Ok(())
+    }
 }
 
 /// Renames the partial to its destination. What appeared there meanwhile is either the same content, or in the way.

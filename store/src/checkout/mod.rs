@@ -17,11 +17,11 @@ mod target;
 mod verify;
 
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -34,6 +34,10 @@ use target::Target;
 pub use error::CheckoutError;
 pub use finish::Finished;
 pub use symlinks::{SkippedSymlink, SymlinkSkip};
+
+/// The modification time under which a file is staged while pieces of it are missing. It never matches a real one, so a
+/// stamp that matches vouches for all of a file.
+const UNFINISHED: i64 = i64::MIN;
 
 /// Leaves that a thread looks up and copies at once in [`Checkout::fill_local`].
 const FILL_BATCH: usize = 64;
@@ -64,7 +68,6 @@ pub struct Amount {
 
 /// A destination that is being written. All methods take `&self` and may be called from many threads at once; all of
 /// them block on disk IO at most. Dropping it keeps what is in place for the next fetch.
-#[derive(Debug)]
 pub struct Checkout {
     store: Store,
     manifest: Arc<Manifest>,
@@ -76,6 +79,8 @@ pub struct Checkout {
     parent: cap_std::fs::Dir,
     name: String,
     targets: Vec<Target>,
+    /// By entry: how many pieces a file still misses.
+    unfinished: Vec<AtomicU32>,
     wanted: Bits,
     have: Bits,
     have_leaves: AtomicUsize,
@@ -84,6 +89,15 @@ pub struct Checkout {
     resumed: Amount,
     /// Writers hold it shared; to finish, it is held alone. Holds what was finished.
     finished: RwLock<Option<Finished>>,
+}
+
+impl fmt::Debug for Checkout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (root, have, wanted) = (self.manifest.root(), self.have_amount(), self.wanted_amount());
+        let mut shown = f.debug_struct("Checkout");
+        shown.field("root", &root).field("dir", &self.dir).field("have", &have).field("wanted", &wanted);
+        shown.finish_non_exhaustive()
+    }
 }
 
 impl Checkout {
@@ -214,12 +228,19 @@ impl Checkout {
             return Ok(());
         }
         for place in self.manifest.places(leaf) {
-            let Some(target) = self.target_of(place.entry) else { continue };
-            let stamp = self.write_piece(target, place.entry, bytes, place.offset)?;
+            let Some(target) = self.target_of(place.entry).filter(|target| !target.done) else { continue };
+            let mut stamp = self.write_piece(target, place.entry, bytes, place.offset)?;
+            if u64::from(known.len) < stamp.size {
+                stamp.mtime_ns = UNFINISHED;
+            }
             let rel = target.plan.rel(&self.manifest, place.entry);
             self.store.stage_file(target.base, rel, stamp, &[(known.cid, place.offset, known.len)], true)?;
         }
-        self.mark(leaf);
+        if self.mark(leaf) {
+            for place in self.manifest.places(leaf) {
+                self.count_down(place.entry)?;
+            }
+        }
         Ok(())
     }
 
@@ -255,13 +276,36 @@ impl Checkout {
         target.plan.holds(entry).then_some(target)
     }
 
-    /// Notes that a leaf is in place everywhere.
-    fn mark(&self, leaf: u32) {
-        if self.have.add(leaf) {
+    /// Notes that a leaf is in place everywhere; false if that was known.
+    fn mark(&self, leaf: u32) -> bool {
+        let new = self.have.add(leaf);
+        if new {
             let len = self.manifest.leaves().get(leaf as usize).map_or(0, |leaf| leaf.len);
             self.have_bytes.fetch_add(u64::from(len), Ordering::Relaxed);
             self.have_leaves.fetch_add(1, Ordering::AcqRel);
         }
+        new
+    }
+
+    /// Counts a piece of a file as written. After the last one of several, the file's stamp is staged.
+    fn count_down(&self, entry: u32) -> Result<(), CheckoutError> {
+        let Some(target) = self.target_of(entry).filter(|target| !target.done) else { return Ok(()) };
+        let Some(left) = self.unfinished.get(entry as usize) else { return Ok(()) };
+        if left.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return Ok(());
+        }
+        match self.manifest.entries().get(entry as usize).map(|entry| &entry.kind) {
+            Some(EntryKind::File { extents, .. }) if extents.len() > 1 => self.stage_stamp(target, entry),
+            _ => Ok(()),
+        }
+    }
+
+    /// Stages what a whole file looks like.
+    fn stage_stamp(&self, target: &Target, entry: u32) -> Result<(), CheckoutError> {
+        let rel = target.plan.rel(&self.manifest, entry);
+        let stamp = target.ground.read(rel).and_then(|file| Ok(stamp_of(&file.metadata()?)));
+        let stamp = stamp.map_err(|source| self.failed("examine", target.path(rel), source))?;
+        Ok(self.store.stage_file(target.base, rel, stamp, &[], true)?)
     }
 
     /// Writes a stretch of a file and says what the file looks like then.

@@ -77,8 +77,20 @@ impl Found {
     }
 }
 
-/// What is told about each stretch of references that matched: entry, path in the target, stamp of the file, references.
-pub(super) type OnMatch<'a> = dyn Fn(u32, &str, Stamp, &[(Cid, u64, u32)]) -> Result<(), CheckoutError> + Sync + 'a;
+/// What is told about each stretch of references that matched.
+pub(super) struct Match<'a> {
+    pub(super) entry: u32,
+    /// The file's path in the target.
+    pub(super) rel: &'a str,
+    /// What the file looks like.
+    pub(super) stamp: Stamp,
+    pub(super) refs: &'a [(Cid, u64, u32)],
+    /// With this stretch, all of the file is known to be good.
+    pub(super) whole: bool,
+}
+
+/// Takes a [`Match`].
+pub(super) type OnMatch<'a> = dyn Fn(Match<'_>) -> Result<(), CheckoutError> + Sync + 'a;
 
 /// One check of one target.
 pub(super) struct Check<'a> {
@@ -90,6 +102,8 @@ pub(super) struct Check<'a> {
     /// A file that is longer than it should be is cut (a partial), rather than taken for another one (a destination).
     pub(super) trim: bool,
     pub(super) found: &'a Found,
+    /// Whether the index vouches for all of a file that looks like this, so that it need not be read.
+    pub(super) vouched: &'a (dyn Fn(&str, Stamp) -> Result<bool, CheckoutError> + Sync),
     pub(super) on_match: &'a OnMatch<'a>,
 }
 
@@ -138,17 +152,25 @@ impl Check<'_> {
 
     fn file(&self, entry: u32, buf: &mut Vec<u8>) -> Result<(), CheckoutError> {
         let Some((file, stamp)) = self.open(entry) else { return Ok(()) };
+        if self.take_vouched(entry, stamp)? {
+            return Ok(());
+        }
         let mut refs = Vec::new();
         for piece in self.manifest.pieces(entry) {
             self.piece(&file, piece.offset, piece.len, piece.source, buf, &mut refs);
         }
-        self.tell(entry, stamp, &refs)
+        let good: u64 = refs.iter().map(|(_, _, len)| u64::from(*len)).sum();
+        self.tell(entry, stamp, &refs, good == stamp.size)
     }
 
     fn big_file(&self, entry: u32) -> Result<(), CheckoutError> {
         let Some((file, stamp)) = self.open(entry) else { return Ok(()) };
+        if self.take_vouched(entry, stamp)? {
+            return Ok(());
+        }
         let data = data_ranges(&file, stamp.size);
         let pieces: Vec<_> = self.manifest.pieces(entry).collect();
+        let good = AtomicU64::new(0);
         parallel(self.threads, pieces.len(), BATCH, self.cancel, |buf, range| {
             let mut refs = Vec::with_capacity(BATCH);
             for piece in &pieces[range] {
@@ -158,8 +180,24 @@ impl Check<'_> {
                     self.found.bad.add(leaf);
                 }
             }
-            self.tell(entry, stamp, &refs)
-        })
+            good.fetch_add(refs.iter().map(|(_, _, len)| u64::from(*len)).sum(), Ordering::Relaxed);
+            self.tell(entry, stamp, &refs, false)
+        })?;
+        self.tell(entry, stamp, &[], good.into_inner() == stamp.size)
+    }
+
+    /// Takes a file as good if the index vouches for it; false if it has to be read.
+    fn take_vouched(&self, entry: u32, stamp: Stamp) -> Result<bool, CheckoutError> {
+        if stamp.size != self.size(entry).unwrap_or(0) || !(self.vouched)(self.plan.rel(self.manifest, entry), stamp)? {
+            return Ok(false);
+        }
+        for piece in self.manifest.pieces(entry) {
+            if let Source::Leaf(leaf) = piece.source {
+                self.found.good.add(leaf);
+                self.found.bytes.fetch_add(u64::from(piece.len), Ordering::Relaxed);
+            }
+        }
+        Ok(true)
     }
 
     fn piece(
@@ -189,9 +227,10 @@ impl Check<'_> {
         }
     }
 
-    fn tell(&self, entry: u32, stamp: Stamp, refs: &[(Cid, u64, u32)]) -> Result<(), CheckoutError> {
+    fn tell(&self, entry: u32, stamp: Stamp, refs: &[(Cid, u64, u32)], whole: bool) -> Result<(), CheckoutError> {
         let rel = self.plan.rel(self.manifest, entry);
-        refs.chunks(BATCH_REFS).try_for_each(|refs| (self.on_match)(entry, rel, stamp, refs))
+        let tell = |refs| (self.on_match)(Match { entry, rel, stamp, refs, whole });
+        if refs.is_empty() && whole { tell(refs) } else { refs.chunks(BATCH_REFS).try_for_each(tell) }
     }
 }
 
@@ -223,7 +262,7 @@ pub(super) fn parallel(
         return run();
     }
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(&run)).collect();
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
         let mut outcome = Ok(());
         for worker in workers {
             let result = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

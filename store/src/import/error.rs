@@ -8,7 +8,7 @@ use std::{
 
 use shoal_content::DirError;
 
-use crate::{ReadError, StoreError};
+use crate::StoreError;
 
 /// Why a path cannot be shared. No root was recorded. Paths in messages have their control characters escaped.
 #[derive(Debug, thiserror::Error)]
@@ -78,9 +78,6 @@ pub enum ImportError {
     /// The store could not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The store could not read back a node it had just taken.
-    #[error(transparent)]
-    Read(#[from] ReadError),
 }
 
 impl ImportError {

@@ -18,9 +18,9 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use shoal_content::{Cid, Link, MAX_DEPTH, Profile, WalkLimits};
+use shoal_content::{Cid, MAX_PATH_BYTES, MAX_PATH_PARTS, Profile, WalkLimits};
 
-use crate::{BaseId, ManifestError, RootKind, RootRecord, Store};
+use crate::{BaseId, RootKind, RootRecord, Store};
 
 pub use error::ImportError;
 pub(crate) use error::shown;
@@ -139,6 +139,7 @@ pub fn import(
     let (root, counts) = if kind.is_dir() {
         let tree = scan::scan(&real, options.skip_special, &run)?;
         let counts = tree.counts;
+        check_fetchable(&counts, &real)?;
         (tree::build(&run, tree)?, counts)
     } else if !kind.is_file() {
         return Err(ImportError::Special { path: real.clone(), kind: source::special_kind(&kind) });
@@ -151,7 +152,6 @@ pub fn import(
     run.check()?;
     run.report(ImportEvent::Reading { files: counts.files, bytes: counts.bytes });
     run.report(ImportEvent::Committing);
-    check_fetchable(store, &root, &counts, &real)?;
 
     let imported = Imported {
         root: root.cid,
@@ -190,23 +190,20 @@ fn record(store: &Store, imported: &Imported, options: &ImportOptions) -> Result
     Ok(())
 }
 
-/// Refuses what no one could fetch. Trees far from the decoder's bounds are not walked again to know that.
-fn check_fetchable(store: &Store, root: &Link, counts: &scan::Counts, path: &Path) -> Result<(), ImportError> {
-    // A directory may be a HAMT of a few levels, and a file has its own; beyond this depth only the walk can tell.
-    let safe_depth = MAX_DEPTH as u64 - 8;
+/// Refuses what no one could fetch, before any of it is read.
+fn check_fetchable(counts: &scan::Counts, path: &Path) -> Result<(), ImportError> {
     let limits = WalkLimits::default();
     let entries = counts.files + counts.dirs + counts.symlinks;
-    if counts.depth <= safe_depth && entries < limits.entries as u64 {
+    let reason = if counts.depth > MAX_PATH_PARTS as u64 {
+        format!("its directories nest {} deep, and {MAX_PATH_PARTS} is the limit", counts.depth)
+    } else if counts.path_bytes > MAX_PATH_BYTES as u64 {
+        format!("a path in it is {} bytes long, and {MAX_PATH_BYTES} is the limit", counts.path_bytes)
+    } else if entries > limits.entries as u64 {
+        format!("it has {entries} entries, and {} is the limit", limits.entries)
+    } else {
         return Ok(());
-    }
-    match store.manifest(&root.cid) {
-        Ok(_) => Ok(()),
-        Err(ManifestError::Malformed { source, .. }) => {
-            Err(ImportError::Unfetchable { path: path.to_owned(), reason: source.to_string() })
-        }
-        Err(ManifestError::Read(source)) => Err(source.into()),
-        Err(ManifestError::MissingNode(cid)) => Err(crate::ReadError::Missing(cid).into()),
-    }
+    };
+    Err(ImportError::Unfetchable { path: path.to_owned(), reason })
 }
 
 /// The last part of the path as it was given; of the real one where that says nothing (`.`, `..`, `/`).

@@ -15,6 +15,8 @@ pub(super) struct Counts {
     pub(super) skipped: u64,
     /// Of the deepest directory, the root being 1.
     pub(super) depth: u64,
+    /// Of the longest path below the root.
+    pub(super) path_bytes: u64,
 }
 
 /// A listed tree. A directory comes after the one it is in; the first is the root.
@@ -109,6 +111,7 @@ pub(super) fn scan(root: &Path, skip_special: bool, run: &Run<'_>) -> Result<Tre
 fn list(root: &Path, dir: u32, skip_special: bool, tree: &mut Tree) -> Result<(), ImportError> {
     let at = root.join(&*tree.dirs[dir as usize].rel);
     let failed = |source| ImportError::io("list", &at, source);
+    let prefix = tree.dirs[dir as usize].rel.len() as u64 + 1;
     let mut entries = Vec::new();
     for found in fs::read_dir(&at).map_err(failed)? {
         let found = found.map_err(failed)?;
@@ -139,6 +142,7 @@ fn list(root: &Path, dir: u32, skip_special: bool, tree: &mut Tree) -> Result<()
             tree.counts.bytes += meta.len();
             Kind::File(index)
         };
+        tree.counts.path_bytes = tree.counts.path_bytes.max(prefix + name.len() as u64);
         entries.push(Entry { name, kind });
     }
     entries.sort_unstable_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
