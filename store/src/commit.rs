@@ -79,7 +79,10 @@ impl Inner {
                 write(&self.overlay).thaw();
                 return Err(error);
             }
-            Err(SyncFailure::Failed(path, error)) => return Err(self.fail("sync", &path, &error)),
+            Err(SyncFailure::Failed(path, error)) => {
+                index.frozen = true;
+                return Err(self.fail("sync", &path, &error));
+            }
         }
         let applied = index.apply(&set, tail, next_base);
         let installed = match &applied {

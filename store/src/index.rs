@@ -64,8 +64,8 @@ pub(crate) struct Index {
     path: PathBuf,
     cache_bytes: usize,
     ids: IdMaker,
-    /// A commit failed: the file is not touched any more.
-    frozen: bool,
+    /// A sync or commit failed: the file is not touched any more than it must be.
+    pub(crate) frozen: bool,
 }
 
 /// What is kept in memory from the start.
