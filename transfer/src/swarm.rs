@@ -8,6 +8,8 @@ mod core;
 mod peer;
 mod picker;
 mod stripe;
+#[cfg(test)]
+mod tests;
 
 pub use self::core::{Action, BatchId, DropReason, PeerIx, Progress, Swarm, SwarmConfig};
 pub use peer::PeerAccount;

@@ -161,13 +161,14 @@ impl FetchState {
     }
 
     /// Adds what a peer gave on a connection that ends now, or at the end of the fetch.
-    pub(super) fn credit(&mut self, peer: PeerId, account: Option<(PeerAccount, bool)>) {
-        let Some((account, stalled)) = account else { return };
+    pub(super) fn credit(&mut self, peer: PeerId, account: Option<PeerAccount>) {
+        let Some(account) = account else { return };
         let share = self.share(peer);
         share.bytes += account.bytes;
         share.leaves += account.leaves;
-        if stalled && share.dropped.is_none() {
-            share.dropped = Some("stalled: it was asked and sent nothing".into());
+        let idle = account.leaves == 0 && account.overtaken > 0;
+        if (account.stalled || idle) && share.dropped.is_none() {
+            share.dropped = Some("stalled: it was asked and sent nothing, so that others had to".into());
         }
     }
 

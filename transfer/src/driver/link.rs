@@ -21,6 +21,9 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_millis(300);
 /// Buffers of control messages that may be on their way to the writer; the hub keeps the rest.
 const WRITER_QUEUE: usize = 8;
 
+/// How the reason of a connection ends that the peer is to blame for.
+pub(super) const PROTOCOL_FAULT: &str = "protocol fault";
+
 /// What the tasks of a connection share.
 #[derive(Debug, Default)]
 pub(super) struct LinkShared {
@@ -86,7 +89,7 @@ async fn read_control(id: LinkId, connection: &Connection, inbox: &mpsc::Sender<
     let mut stream = match stream {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return closed_by(&error),
-        Err(_) => return "protocol fault: no hello".into(),
+        Err(_) => return format!("{PROTOCOL_FAULT}: no hello"),
     };
     let mut decoder = Decoder::default();
     let mut greeted = false;
@@ -100,12 +103,12 @@ async fn read_control(id: LinkId, connection: &Connection, inbox: &mpsc::Sender<
             let message = match decoder.poll() {
                 Ok(Some(message)) => message,
                 Ok(None) => break,
-                Err(error) => return format!("protocol fault: {error}"),
+                Err(error) => return format!("{PROTOCOL_FAULT}: {error}"),
             };
             match (&message, greeted) {
                 (Message::Hello(_), false) => greeted = true,
-                (Message::Hello(_), true) => return "protocol fault: a second hello".into(),
-                (_, false) => return "protocol fault: no hello".into(),
+                (Message::Hello(_), true) => return format!("{PROTOCOL_FAULT}: a second hello"),
+                (_, false) => return format!("{PROTOCOL_FAULT}: no hello"),
                 (Message::Goodbye { reason }, true) => return format!("peer left: {}", reason.escape_debug()),
                 _ => {}
             }

@@ -217,9 +217,9 @@ impl Swarm {
         self.leaves.get(leaf as usize) == Some(&Leaf::Done)
     }
 
-    /// The account of a connected peer, and whether it is stalled now.
-    pub fn account(&self, peer: PeerIx) -> Option<(PeerAccount, bool)> {
-        self.peers.get(&peer).map(|p| (p.account(), p.snubbed))
+    /// The account of a connected peer.
+    pub fn account(&self, peer: PeerIx) -> Option<PeerAccount> {
+        self.peers.get(&peer).map(Peer::account)
     }
 
     /// Bytes that are asked for and not delivered, over all peers.
@@ -339,6 +339,7 @@ impl Swarm {
                 continue;
             }
             let Some(p) = self.peers.get_mut(&other) else { continue };
+            p.overtaken += 1;
             // a request that holds more is left to run: stopping it would cost its other leaves
             if p.batches.get(&other_batch).is_some_and(|b| b.leaves == [leaf]) {
                 p.batches.remove(&other_batch);
@@ -445,12 +446,17 @@ impl Swarm {
         loop {
             let peers = self.peers.len() as u64;
             let Some(p) = self.peers.get(&peer) else { return };
-            if p.choked || p.in_flight >= p.window(self.config.initial_window, self.config.least_window) {
+            let window = p.window(self.config.initial_window, self.config.least_window);
+            if p.choked || p.in_flight >= window {
                 return;
             }
             // towards the end requests shrink, so that no peer sits on much of the rest
             let share = self.bytes_needed / (2 * peers);
-            let target = if p.snubbed { 1 } else { p.batch_bytes(self.config.largest_batch).min(share) };
+            let target = if p.snubbed {
+                1
+            } else {
+                p.batch_bytes(self.config.largest_batch).min(share).min(window - p.in_flight)
+            };
             let mut leaves = vec![];
             let mut bytes = 0;
             while leaves.len() < self.config.most_leaves && (leaves.is_empty() || bytes < target) {
@@ -527,7 +533,7 @@ impl Swarm {
         while looked < SAMPLE && !candidates.is_empty() {
             let at = self.draw(candidates.len());
             let leaf = candidates[at];
-            if !self.picker.contains(leaf) {
+            if !self.picker.contains(leaf) || !self.peers.get(&peer)?.has(leaf) {
                 // each announcement is dropped once, so this costs nothing in the long run
                 candidates.swap_remove(at);
                 best = None;

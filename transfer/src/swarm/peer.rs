@@ -34,6 +34,10 @@ pub struct PeerAccount {
     pub in_flight: u64,
     /// Leaves it has, as it says.
     pub have: u32,
+    /// Leaves it was asked for that another peer brought first.
+    pub overtaken: u64,
+    /// It was asked and sent nothing for too long, and has not delivered since.
+    pub stalled: bool,
 }
 
 #[derive(Debug)]
@@ -51,6 +55,7 @@ pub(super) struct Peer {
     pub(super) snubbed: bool,
     pub(super) bytes: u64,
     pub(super) leaves: u64,
+    pub(super) overtaken: u64,
     rtt: Duration,
     rate: f64,
     /// Largest rate of the recent past, decaying; windows follow it so that one slow span does not shrink them.
@@ -77,6 +82,7 @@ impl Peer {
             snubbed: false,
             bytes: 0,
             leaves: 0,
+            overtaken: 0,
             rtt,
             rate: 0.0,
             peak: 0.0,
@@ -103,6 +109,8 @@ impl Peer {
             rate: self.rate,
             in_flight: self.in_flight,
             have: self.have_count,
+            overtaken: self.overtaken,
+            stalled: self.snubbed,
         }
     }
 

@@ -1,0 +1,281 @@
+//! The hub's half that moves fetches on: from stage to stage, with every answer, to the end. No connection is opened here.
+
+use super::*;
+
+impl Hub {
+    pub(super) fn fetch_mut(&mut self, root: &Cid, fetch: u64) -> Option<&mut FetchState> {
+        self.roots.get_mut(root)?.fetch.as_deref_mut().filter(|f| f.id == fetch)
+    }
+
+    pub(super) fn fetch(&mut self, request: FetchRequest, events: mpsc::Sender<FetchEvent>) {
+        let (root, now, id) = (request.root, self.now(), self.number());
+        let r = self.roots.entry(root).or_default();
+        if r.fetch.is_some() {
+            let (offers, _) = mpsc::channel(1);
+            let refused = FetchState::new(id, now, request, events, offers);
+            self.tasks.spawn(refused.end(FetchEvent::Failed(FetchError::Busy(root))));
+            return;
+        }
+        let peers = request.peers.clone();
+        let (offers, waiting) = mpsc::channel(resolve::MAX_OFFERS);
+        r.fetch = Some(Box::new(FetchState::new(id, now, request, events, offers)));
+        let (store, inbox) = (self.store.clone(), self.inbox.clone());
+        self.tasks.spawn(Resolver { root, fetch: id, store, offers: waiting, inbox }.run());
+        let connected: Vec<LinkId> = self.links.keys().copied().collect();
+        for link in connected {
+            self.join(link, root, true);
+        }
+        self.add_peers(root, peers, Duration::ZERO);
+    }
+
+    pub(super) fn resolved(&mut self, root: Cid, id: u64, result: Result<resolve::Resolved, FetchError>) {
+        let manifest = match result {
+            Ok(resolved) => resolved.manifest,
+            Err(error) => return self.fail_if(root, id, error),
+        };
+        let (store, inbox) = (self.store.clone(), self.inbox.clone());
+        let Some(f) = self.fetch_mut(&root, id) else { return };
+        f.stage = Stage::Preparing;
+        f.tell(FetchEvent::Manifest {
+            bytes_total: manifest.total_bytes(),
+            files: manifest.file_count() as u64,
+            leaves: manifest.leaves().len() as u32,
+        });
+        let (request, cancel) = (f.request.clone(), f.cancel.clone());
+        if let Some(r) = self.roots.get_mut(&root) {
+            r.manifest = Some(manifest.clone());
+        }
+        self.tasks.spawn(async move {
+            let prepared =
+                tokio::task::spawn_blocking(move || fetch::prepare(&store, manifest, &request, cancel)).await;
+            let result = prepared.unwrap_or(Err(FetchError::ShuttingDown));
+            let _gone = inbox.send(Input::Prepared(root, id, result)).await;
+        });
+    }
+
+    pub(super) fn prepared(&mut self, root: Cid, id: u64, result: Result<Prepared, FetchError>) {
+        let prepared = match result {
+            Ok(prepared) => prepared,
+            Err(error) => return self.fail_if(root, id, error),
+        };
+        let now = self.now();
+        let (me, inbox, config) = (tag(&self.me), self.inbox.clone(), self.config.clone());
+        let Some(r) = self.roots.get_mut(&root) else { return };
+        let Some(f) = r.fetch.as_deref_mut().filter(|f| f.id == id) else { return };
+        let Some(manifest) = r.manifest.clone() else { return };
+        let sizes: Arc<[u32]> = manifest.leaves().iter().map(|l| l.len).collect();
+        let (wanted, have) = fetch::in_place(&prepared.checkout, sizes.len());
+        let mut swarm = Swarm::new(config.swarm, me, sizes, &wanted, &have);
+        let mut liars = vec![];
+        for (peer, member) in &mut r.members {
+            let rtt = self.links.get(&member.link).map(|l| l.connection.quinn().rtt()).unwrap_or_default();
+            swarm.handle_peer(now, member.ix, tag(peer), rtt);
+            if !swarm.handle_have(now, member.ix, &std::mem::take(&mut member.early)) {
+                liars.push(*peer);
+            }
+        }
+        f.tell(FetchEvent::Started {
+            bytes_total: swarm.progress().bytes_wanted,
+            bytes_resumed: prepared.bytes_resumed,
+            bytes_local: prepared.bytes_local,
+        });
+        f.last_news = now;
+        let running = Running::new(swarm, root, id, manifest, prepared, config.limits.verify_bytes, inbox);
+        f.stage = Stage::Running(Box::new(running));
+        if !r.seeding {
+            r.have = have;
+        }
+        self.publish();
+        let joined: Vec<LinkId> =
+            self.links.iter().filter(|(_, l)| l.ours.contains_key(&root)).map(|(id, _)| *id).collect();
+        for id in joined {
+            self.join(id, root, false);
+        }
+        for liar in liars {
+            self.let_go(&liar, "protocol fault: has leaves that do not exist");
+        }
+        self.touched.insert(root);
+    }
+
+    pub(super) fn batch(&mut self, root: Cid, id: u64, peer: PeerIx, batch: BatchId, event: BatchEvent) {
+        let now = self.now();
+        let Some(r) = self.roots.get_mut(&root) else { return };
+        let Some(f) = r.fetch.as_deref_mut().filter(|f| f.id == id) else { return };
+        let (Some(who), started) =
+            (r.members.iter().find(|(_, m)| m.ix == peer).map(|(p, _)| *p).or(Some(self.me)), f.started)
+        else {
+            return;
+        };
+        let Stage::Running(running) = &mut f.stage else { return };
+        self.touched.insert(root);
+        match event {
+            BatchEvent::Bytes(n) => {
+                running.swarm.handle_bytes(now, peer, n);
+                f.last_news = now;
+            }
+            BatchEvent::Leaves(outcomes) => {
+                for (leaf, outcome) in outcomes {
+                    match outcome {
+                        Outcome::Written => {
+                            // a late copy of what was taken back counts all the same: it is in place
+                            let _wanted = running.swarm.handle_arrived(now, peer, batch, leaf);
+                            running.swarm.handle_verified(now, peer, leaf);
+                            running.dirty = true;
+                            f.first_leaf.get_or_insert(now.max(started));
+                            if !r.have.put(leaf as usize) {
+                                r.fresh.push(leaf);
+                            }
+                        }
+                        Outcome::Duplicate => running.swarm.handle_duplicate(now, peer, batch, leaf),
+                        Outcome::Refused => running.swarm.handle_refused(now, peer, batch, leaf),
+                        Outcome::Corrupt => {
+                            let _wanted = running.swarm.handle_arrived(now, peer, batch, leaf);
+                            running.swarm.handle_corrupt(now, peer, leaf);
+                        }
+                    }
+                }
+            }
+            BatchEvent::WriteFailed(error) => self.fail(root, error.into()),
+            BatchEvent::Ended(end) => {
+                running.batches.remove(&batch);
+                match end {
+                    // its leaves are on their way through the blocking threads
+                    End::Complete => {}
+                    End::TurnedDown => running.swarm.handle_ended(now, peer, batch, true),
+                    End::Lost => running.swarm.handle_ended(now, peer, batch, false),
+                    End::Fault(why) => {
+                        running.swarm.handle_ended(now, peer, batch, false);
+                        f.blame(who, format!("protocol fault: {why}"));
+                        self.ban(root, who);
+                        self.let_go(&who, &why);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn finished(&mut self, root: Cid, id: u64, result: Result<fetch::Landed, FetchError>) {
+        let landed = match result {
+            Ok(landed) => landed,
+            Err(error) => return self.fail_if(root, id, error),
+        };
+        let now = self.now();
+        let Some(r) = self.roots.get_mut(&root) else { return };
+        let Some(mut f) = r.fetch.take_if(|f| f.id == id) else { return };
+        r.seeding = true;
+        let members: Vec<(PeerId, PeerIx)> = r.members.iter().map(|(p, m)| (*p, m.ix)).collect();
+        let stage = std::mem::replace(&mut f.stage, Stage::Preparing);
+        if let Stage::Finishing(running) = stage {
+            for (peer, ix) in members {
+                f.credit(peer, running.swarm.account(ix));
+            }
+            let report = f.report(now, &running, landed);
+            self.tasks.spawn(f.end(FetchEvent::Done(Box::new(report))));
+        }
+    }
+
+    pub(super) fn fail_if(&mut self, root: Cid, id: u64, error: FetchError) {
+        if self.fetch_mut(&root, id).is_some() {
+            self.fail(root, error);
+        }
+    }
+
+    /// Ends a fetch without its content. What is in place is committed and stays.
+    pub(super) fn fail(&mut self, root: Cid, error: FetchError) {
+        let Some(r) = self.roots.get_mut(&root) else { return };
+        let Some(mut f) = r.fetch.take() else { return };
+        let seeding = r.seeding;
+        let stage = std::mem::replace(&mut f.stage, Stage::Preparing);
+        let ended = f.end(FetchEvent::Failed(error));
+        let checkout = match stage {
+            Stage::Running(mut running) | Stage::Finishing(mut running) => {
+                running.abort_all();
+                Some(running.sink.checkout.clone())
+            }
+            _ => None,
+        };
+        self.tasks.spawn(async move {
+            if let Some(checkout) = checkout {
+                // the error that is told is the one that ended the fetch; what could not be committed is found again
+                // by its hash
+                let _failed = tokio::task::spawn_blocking(move || checkout.commit()).await;
+            }
+            ended.await;
+        });
+        if !seeding {
+            self.forget(root);
+        }
+    }
+
+    pub(super) fn act(&mut self, root: Cid) {
+        loop {
+            let now = self.now();
+            let Some(r) = self.roots.get_mut(&root) else { return };
+            let Some(f) = &mut r.fetch else { return };
+            let Some(running) = f.running() else { return };
+            let Some(action) = running.swarm.poll_action(now) else { break };
+            let who = |ix: PeerIx| r.members.iter().find(|(_, m)| m.ix == ix).map(|(p, m)| (*p, m.link));
+            match action {
+                Action::Request { peer, batch, leaves } => {
+                    let link = who(peer).and_then(|(_, link)| self.links.get(&link));
+                    let Some(link) = link else {
+                        running.swarm.handle_gone(now, peer);
+                        continue;
+                    };
+                    let run = BatchRun {
+                        sink: running.sink.clone(),
+                        connection: link.connection.clone(),
+                        shared: link.shared.clone(),
+                        peer,
+                        batch,
+                        leaves,
+                    };
+                    running.batches.insert(batch, (peer, self.tasks.spawn(run.run())));
+                }
+                Action::Cancel { batch, .. } => {
+                    if let Some((_, task)) = running.batches.remove(&batch) {
+                        task.abort();
+                    }
+                }
+                Action::Interested { peer, yes } => {
+                    if let Some((_, link)) = who(peer)
+                        && let Some(link) = self.links.get_mut(&link)
+                        && let Some(channel) = link.ours.get(&root).copied()
+                    {
+                        link.say(&Message::Interested { channel, yes });
+                    }
+                }
+                Action::Drop { peer, reason } => {
+                    let Some((peer, _)) = who(peer) else { continue };
+                    f.blame(peer, reason.sentence());
+                    self.ban(root, peer);
+                    self.let_go(&peer, &reason.sentence());
+                }
+            }
+        }
+        let Some(r) = self.roots.get_mut(&root) else { return };
+        let Some(f) = &mut r.fetch else { return };
+        if f.running().is_some_and(|running| running.swarm.is_complete()) {
+            self.complete(root);
+        }
+    }
+
+    /// Every wanted leaf is in place: the last step may begin.
+    pub(super) fn complete(&mut self, root: Cid) {
+        let Some(f) = self.roots.get_mut(&root).and_then(|r| r.fetch.as_deref_mut()) else { return };
+        let id = f.id;
+        f.stage = match std::mem::replace(&mut f.stage, Stage::Preparing) {
+            Stage::Running(mut running) => {
+                running.abort_all();
+                let (checkout, inbox) = (running.sink.checkout.clone(), self.inbox.clone());
+                self.tasks.spawn(async move {
+                    let landed = tokio::task::spawn_blocking(move || fetch::finish(&checkout)).await;
+                    let result = landed.unwrap_or(Err(FetchError::ShuttingDown));
+                    let _gone = inbox.send(Input::Finished(root, id, result)).await;
+                });
+                Stage::Finishing(running)
+            }
+            other => other,
+        };
+    }
+}

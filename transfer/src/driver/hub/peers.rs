@@ -1,0 +1,377 @@
+//! The hub's half that deals with peers: dialling, connections, what they say, introductions. No fetch is moved on here
+//! beyond telling its core what a peer has.
+
+use super::*;
+use crate::driver::link::PROTOCOL_FAULT;
+
+impl Hub {
+    pub(super) fn add_peers(&mut self, root: Cid, peers: Vec<PeerAddr>, pause: Duration) {
+        let (me, limit, not_before) = (self.me, self.config.limits.known_peers_per_root, self.now() + pause);
+        let Some(r) = self.roots.get_mut(&root) else { return };
+        for hint in peers.into_iter().filter(|h| h.peer != me) {
+            r.learn(hint, limit, not_before);
+        }
+        self.dial(root);
+    }
+
+    /// Dials who is due, as far as the limits go; joins those who are connected for another root.
+    pub(super) fn dial(&mut self, root: Cid) {
+        let now = self.now();
+        let Some(r) = self.roots.get(&root) else { return };
+        if r.fetch.is_none() {
+            return;
+        }
+        let (due, mut members) = (r.due(now), r.members.len());
+        for peer in due {
+            if let Some(id) = self.by_peer.get(&peer).copied() {
+                self.join(id, root, true);
+                continue;
+            }
+            if self.dials >= MAX_DIALS || members >= self.config.limits.peers_per_root {
+                return;
+            }
+            let Some(known) = self.roots.get_mut(&root).and_then(|r| r.book.get_mut(&peer)) else { continue };
+            known.dialing = true;
+            self.dials += 1;
+            members += 1;
+            let (endpoint, inbox, addrs) = (self.endpoint.clone(), self.inbox.clone(), known.addrs.clone());
+            self.tasks.spawn(async move {
+                let mut why = String::from("no address");
+                for addr in addrs {
+                    match endpoint.connect(addr, peer).await {
+                        Ok(connection) => {
+                            let _gone = inbox.send(Input::Connected(connection)).await;
+                            return;
+                        }
+                        Err(error) => why = error.to_string(),
+                    }
+                }
+                let _gone = inbox.send(Input::DialFailed(root, peer, why)).await;
+            });
+        }
+    }
+
+    // ---- connections ----
+
+    pub(super) fn connected(&mut self, connection: Connection) {
+        let peer = connection.peer();
+        if connection.is_dialer() {
+            self.dials = self.dials.saturating_sub(1);
+        }
+        self.roots.values_mut().for_each(|r| r.reached(&peer));
+        if let Some(old) = self.by_peer.get(&peer).copied() {
+            // both sides keep the one that the peer with the smaller id dialled; of two by one dialler, the newer
+            let dialer = |c: &Connection| if c.is_dialer() { self.me } else { peer };
+            let stays = self.links.get(&old).is_some_and(|l| {
+                dialer(&l.connection) < dialer(&connection) && l.connection.quinn().close_reason().is_none()
+            });
+            if stays {
+                return connection.quinn().close(0u32.into(), b"duplicate");
+            }
+            self.closed(old, "duplicate");
+        }
+        let id = LinkId(self.number());
+        let shared = Arc::new(LinkShared::default());
+        let out = link::start(
+            &mut self.tasks,
+            id,
+            connection.clone(),
+            shared.clone(),
+            self.server.clone(),
+            self.inbox.clone(),
+        );
+        let mut link = Link {
+            connection,
+            shared,
+            out,
+            outbox: vec![],
+            ours: BTreeMap::new(),
+            theirs: BTreeMap::new(),
+            agent: String::new(),
+            addrs: vec![],
+        };
+        let addrs = self.endpoint.listen_multiaddrs();
+        link.say(&link::hello(&self.config.agent, addrs.iter().filter_map(from_multiaddr).map(|a| a.0).collect()));
+        self.links.insert(id, link);
+        self.by_peer.insert(peer, id);
+        let fetched: Vec<Cid> = self.roots.iter().filter(|(_, r)| r.fetch.is_some()).map(|(c, _)| *c).collect();
+        for root in fetched {
+            self.join(id, root, true);
+        }
+    }
+
+    /// Takes part in a root's swarm on a connection: says so, and what is here.
+    pub(super) fn join(&mut self, id: LinkId, root: Cid, answer: bool) {
+        let (Some(link), Some(r)) = (self.links.get_mut(&id), self.roots.get(&root)) else { return };
+        if link.ours.contains_key(&root) && answer {
+            return;
+        }
+        if link.ours.len() >= self.config.limits.roots_per_connection {
+            return;
+        }
+        let next = link.ours.values().max().map_or(0, |c| c + 1);
+        let channel = *link.ours.entry(root).or_insert(next);
+        let leaves = r.manifest.as_ref().map_or(0, |m| m.leaves().len() as u32);
+        link.say(&Message::Join { channel, root, leaves, answer });
+        for leaves in LeafSet::pack(r.have.ones().map(|l| l as u32)) {
+            link.say(&Message::Have { channel, leaves });
+        }
+    }
+
+    /// A connection is gone, whoever ended it.
+    pub(super) fn closed(&mut self, id: LinkId, why: &str) {
+        let Some(link) = self.links.remove(&id) else { return };
+        let peer = link.connection.peer();
+        tracing::debug!(%peer, why, "connection closed");
+        link.connection.quinn().close(0u32.into(), why.as_bytes());
+        self.bytes_in += link.shared.bytes_in.load(Ordering::Relaxed);
+        self.bytes_out += link.shared.bytes_out.load(Ordering::Relaxed);
+        if self.by_peer.get(&peer) == Some(&id) {
+            self.by_peer.remove(&peer);
+        }
+        let now = self.now();
+        let verdicts = self.choker.handle_gone(now, id);
+        self.choke(verdicts);
+        let member_of: Vec<Cid> = self
+            .roots
+            .iter()
+            .filter(|(_, r)| r.members.get(&peer).is_some_and(|m| m.link == id))
+            .map(|(c, _)| *c)
+            .collect();
+        for root in member_of {
+            self.member_gone(root, peer, Some(why));
+        }
+        for r in self.roots.values_mut() {
+            // a peer that was dialled for a fetch and broke the protocol before it took part is named as well
+            if why.starts_with(PROTOCOL_FAULT)
+                && let Some(f) = &mut r.fetch
+                && r.book.remove(&peer).is_some()
+            {
+                f.blame(peer, why.to_owned());
+            }
+            r.failed(peer, now);
+        }
+    }
+
+    /// Ends a connection for a reason that the peer should hear.
+    pub(super) fn let_go(&mut self, peer: &PeerId, why: &str) {
+        let Some(id) = self.by_peer.get(peer).copied() else { return };
+        if let Some(link) = self.links.get_mut(&id) {
+            link.say(&Message::Goodbye { reason: why.to_owned() });
+        }
+        self.flush(id);
+        self.closed(id, why);
+    }
+
+    /// A peer that told lies is not dialled again for this root.
+    pub(super) fn ban(&mut self, root: Cid, peer: PeerId) {
+        if let Some(r) = self.roots.get_mut(&root) {
+            r.book.remove(&peer);
+        }
+    }
+
+    pub(super) fn member_gone(&mut self, root: Cid, peer: PeerId, why: Option<&str>) {
+        let now = self.now();
+        let Some(r) = self.roots.get_mut(&root) else { return };
+        let Some(member) = r.members.remove(&peer) else { return };
+        let Some(f) = &mut r.fetch else { return };
+        if let Some(running) = f.running() {
+            let account = running.swarm.account(member.ix);
+            running.swarm.handle_gone(now, member.ix);
+            let ended: Vec<BatchId> =
+                running.batches.iter().filter(|(_, (ix, _))| *ix == member.ix).map(|(b, _)| *b).collect();
+            for batch in ended {
+                if let Some((_, task)) = running.batches.remove(&batch) {
+                    task.abort();
+                }
+            }
+            f.credit(peer, account);
+        }
+        // the two ends of a double dial and polite leave-takings are nobody's fault
+        if let Some(why) = why
+            && why != "duplicate"
+            && !matches!(f.stage, Stage::Finishing(_))
+        {
+            f.blame(peer, why.to_owned());
+        }
+        self.touched.insert(root);
+    }
+
+    pub(super) fn message(&mut self, id: LinkId, message: Message) {
+        let now = self.now();
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let peer = link.connection.peer();
+        let root_of = |link: &Link, channel: &u32| link.theirs.get(channel).copied();
+        match message {
+            Message::Hello(hello) => {
+                link.agent = hello.agent;
+                link.addrs = hello.addrs;
+            }
+            Message::Join { channel, root, leaves, answer } => {
+                if !link.theirs.contains_key(&channel) && link.theirs.len() >= self.config.limits.roots_per_connection {
+                    return self.let_go(&peer, "protocol fault: too many roots on one connection");
+                }
+                link.theirs.insert(channel, root);
+                self.joined(id, peer, root, leaves, answer);
+            }
+            Message::Leave { channel } => {
+                let Some(root) = link.theirs.remove(&channel) else { return };
+                self.member_gone(root, peer, None);
+            }
+            Message::Have { channel, leaves } => {
+                let Some(root) = root_of(link, &channel) else { return };
+                self.they_have(root, peer, leaves.ranges());
+            }
+            Message::DontHave { channel, leaves } => {
+                let Some(root) = root_of(link, &channel) else { return };
+                if let Some((swarm, ix)) = self.swarm_of(&root, &peer) {
+                    swarm.handle_dont_have(now, ix, &leaves.ranges());
+                    self.touched.insert(root);
+                }
+            }
+            Message::Interested { channel, yes } => {
+                // slots are dealt per connection: a peer that wants anything of any root takes one
+                if root_of(link, &channel).is_some() {
+                    let verdicts = self.choker.handle_interested(now, id, yes);
+                    self.choke(verdicts);
+                }
+            }
+            Message::Choke { channel, yes } => {
+                let Some(root) = root_of(link, &channel) else { return };
+                if let Some((swarm, ix)) = self.swarm_of(&root, &peer) {
+                    swarm.handle_choke(now, ix, yes);
+                    self.touched.insert(root);
+                }
+            }
+            Message::Peers { channel, peers } => {
+                let Some(root) = root_of(link, &channel) else { return };
+                let (polite, eager): (Vec<_>, Vec<_>) = peers
+                    .into_iter()
+                    .map(|h| PeerAddr { peer: h.peer, addrs: h.addrs })
+                    .partition(|h| h.peer < self.me);
+                self.add_peers(root, eager, Duration::ZERO);
+                self.add_peers(root, polite, POLITE_PAUSE);
+            }
+            // the link's task ends the connection
+            Message::Goodbye { .. } => {}
+        }
+    }
+
+    /// A peer takes part in a root.
+    pub(super) fn joined(&mut self, id: LinkId, peer: PeerId, root: Cid, leaves: u32, answer: bool) {
+        let ix = PeerIx(self.number() as u32);
+        let now = self.now();
+        let Some(r) = self.roots.get_mut(&root) else { return };
+        if let Some(manifest) = &r.manifest
+            && leaves != 0
+            && leaves as usize != manifest.leaves().len()
+        {
+            return self.let_go(&peer, "protocol fault: counts other leaves than there are");
+        }
+        if r.members.len() >= self.config.limits.peers_per_root && !r.members.contains_key(&peer) {
+            return;
+        }
+        let newcomer = !r.members.contains_key(&peer);
+        if newcomer {
+            r.members.insert(peer, Member { ix, link: id, early: vec![] });
+            if let Some(f) = &mut r.fetch {
+                f.last_news = now;
+            }
+        }
+        let rtt = self.links.get(&id).map(|l| l.connection.quinn().rtt()).unwrap_or_default();
+        if newcomer && let Some((swarm, ix)) = self.swarm_of(&root, &peer) {
+            swarm.handle_peer(now, ix, tag(&peer), rtt);
+            self.touched.insert(root);
+        }
+        if answer {
+            self.join(id, root, false);
+        } else {
+            self.join(id, root, true);
+        }
+        if leaves > 0 {
+            self.offer(root, peer, id);
+        }
+        if newcomer {
+            self.introduce(root, peer, id);
+        }
+    }
+
+    /// Offers a peer that knows the tree to the resolution that waits for one.
+    pub(super) fn offer(&mut self, root: Cid, peer: PeerId, id: LinkId) {
+        let (Some(r), Some(link)) = (self.roots.get_mut(&root), self.links.get(&id)) else { return };
+        if let Some(f) = &mut r.fetch
+            && let Stage::Resolving(offers) = &f.stage
+        {
+            // full: enough others wait for their turn
+            let _full = offers.try_send((peer, link.connection.clone()));
+        }
+    }
+
+    /// Tells a newcomer of the others, and the others of it.
+    pub(super) fn introduce(&mut self, root: Cid, newcomer: PeerId, id: LinkId) {
+        let Some(r) = self.roots.get(&root) else { return };
+        let others: Vec<(PeerId, LinkId)> =
+            r.members.iter().map(|(p, m)| (*p, m.link)).filter(|(p, _)| *p != newcomer).collect();
+        let hint = |links: &BTreeMap<LinkId, Link>, peer: PeerId, id: &LinkId| -> Option<PeerHint> {
+            let link = links.get(id)?;
+            // where it was seen comes first: one port serves both directions
+            let mut addrs = vec![link.connection.remote_addr()];
+            addrs.extend(link.addrs.iter().copied().filter(|a| *a != link.connection.remote_addr()));
+            addrs.truncate(crate::wire::MAX_ADDRS);
+            Some(PeerHint { peer, addrs })
+        };
+        let known: Vec<PeerHint> =
+            others.iter().filter_map(|(p, l)| hint(&self.links, *p, l)).take(MAX_PEER_HINTS).collect();
+        let Some(news) = hint(&self.links, newcomer, &id) else { return };
+        if known.is_empty() {
+            return;
+        }
+        if let Some(link) = self.links.get_mut(&id)
+            && let Some(channel) = link.ours.get(&root).copied()
+        {
+            link.say(&Message::Peers { channel, peers: known });
+        }
+        for (_, other) in others {
+            if let Some(link) = self.links.get_mut(&other)
+                && let Some(channel) = link.ours.get(&root).copied()
+            {
+                link.say(&Message::Peers { channel, peers: vec![news.clone()] });
+            }
+        }
+    }
+
+    pub(super) fn they_have(&mut self, root: Cid, peer: PeerId, ranges: Vec<Range<u32>>) {
+        let now = self.now();
+        let Some(r) = self.roots.get_mut(&root) else { return };
+        let Some(member) = r.members.get_mut(&peer) else { return };
+        let Some(f) = &mut r.fetch else { return };
+        match &mut f.stage {
+            Stage::Resolving(_) | Stage::Preparing => member.note_early(ranges),
+            Stage::Running(running) => {
+                f.last_news = now;
+                if !running.swarm.handle_have(now, member.ix, &ranges) {
+                    return self.let_go(&peer, "protocol fault: has leaves that do not exist");
+                }
+                self.touched.insert(root);
+            }
+            Stage::Finishing(_) => {}
+        }
+    }
+
+    pub(super) fn swarm_of(&mut self, root: &Cid, peer: &PeerId) -> Option<(&mut Swarm, PeerIx)> {
+        let r = self.roots.get_mut(root)?;
+        let ix = r.members.get(peer)?.ix;
+        Some((&mut r.fetch.as_mut()?.running()?.swarm, ix))
+    }
+
+    pub(super) fn choke(&mut self, verdicts: Vec<Verdict<LinkId>>) {
+        for Verdict { peer, choke } in verdicts {
+            let Some(link) = self.links.get_mut(&peer) else { continue };
+            link.shared.choked.store(choke, Ordering::Relaxed);
+            let channels: Vec<u32> = link.ours.values().copied().collect();
+            for channel in channels {
+                link.say(&Message::Choke { channel, yes: choke });
+            }
+        }
+    }
+}

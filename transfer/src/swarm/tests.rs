@@ -1,0 +1,299 @@
+//! The scheduler against a world that misbehaves: peers with random haves that deliver, refuse, lie, stall and vanish in
+//! an order that a seed decides. What must hold is checked after every step.
+
+use super::*;
+use fixedbitset::FixedBitSet;
+use proptest::prelude::*;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+fn full(count: usize) -> FixedBitSet {
+    let mut all = FixedBitSet::with_capacity(count);
+    all.insert_range(..);
+    all
+}
+
+fn swarm(sizes: Vec<u32>) -> Swarm {
+    let count = sizes.len();
+    Swarm::new(SwarmConfig::default(), 42, sizes.into(), &full(count), &FixedBitSet::with_capacity(count))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Honest,
+    Liar,
+    Staller,
+    Refuser,
+}
+
+struct World {
+    swarm: Swarm,
+    sizes: Arc<[u32]>,
+    now: Duration,
+    peers: BTreeMap<PeerIx, (Kind, BTreeSet<u32>)>,
+    open: BTreeMap<BatchId, (PeerIx, Vec<u32>)>,
+    done: BTreeSet<u32>,
+    dropped: Vec<(PeerIx, DropReason)>,
+    next: u32,
+    asked: u64,
+}
+
+impl World {
+    fn new(sizes: Vec<u32>) -> World {
+        World {
+            sizes: sizes.clone().into(),
+            swarm: swarm(sizes),
+            now: Duration::ZERO,
+            peers: BTreeMap::new(),
+            open: BTreeMap::new(),
+            done: BTreeSet::new(),
+            dropped: vec![],
+            next: 0,
+            asked: 0,
+        }
+    }
+
+    fn join(&mut self, kind: Kind, has: BTreeSet<u32>) -> PeerIx {
+        let ix = PeerIx(self.next);
+        self.next += 1;
+        self.swarm.handle_peer(self.now, ix, u64::from(ix.0) * 7919 + 1, MS(10));
+        let ranges: Vec<_> = has.iter().map(|l| *l..*l + 1).collect();
+        assert!(self.swarm.handle_have(self.now, ix, &ranges));
+        self.peers.insert(ix, (kind, has));
+        self.act();
+        ix
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.swarm.poll_action(self.now) {
+            match action {
+                Action::Request { peer, batch, leaves } => {
+                    let (_, has) = &self.peers[&peer];
+                    assert!(leaves.is_sorted() && !leaves.is_empty());
+                    for leaf in &leaves {
+                        assert!(has.contains(leaf), "asked for what the peer does not have");
+                        assert!(!self.done.contains(leaf), "asked for what is here");
+                        let holders = self.open.values().filter(|(_, l)| l.contains(leaf)).count();
+                        assert!(holders < 2, "asked for a third time");
+                        self.asked += u64::from(self.sizes[*leaf as usize]);
+                    }
+                    assert!(self.open.insert(batch, (peer, leaves)).is_none());
+                }
+                Action::Cancel { peer, batch } => {
+                    assert_eq!(self.open.remove(&batch).map(|(p, _)| p), Some(peer));
+                }
+                Action::Drop { peer, reason } => {
+                    self.open.retain(|_, (p, _)| *p != peer);
+                    self.peers.remove(&peer);
+                    self.dropped.push((peer, reason));
+                }
+                Action::Interested { .. } => {}
+            }
+        }
+    }
+
+    fn leave(&mut self, peer: PeerIx) {
+        self.open.retain(|_, (p, _)| *p != peer);
+        self.peers.remove(&peer);
+        self.swarm.handle_gone(self.now, peer);
+        self.act();
+    }
+
+    /// The `pick`-th open request goes on by one leaf, or time passes.
+    fn step(&mut self, pick: usize) {
+        self.now += MS(5);
+        let movable: Vec<BatchId> =
+            self.open.iter().filter(|(_, (p, _))| self.peers[p].0 != Kind::Staller).map(|(b, _)| *b).collect();
+        if movable.is_empty() {
+            if let Some(at) = self.swarm.poll_timeout() {
+                self.now = self.now.max(at);
+                self.swarm.handle_timeout(self.now);
+            }
+            return self.act();
+        }
+        let batch = movable[pick % movable.len()];
+        let (peer, leaves) = self.open.get_mut(&batch).unwrap();
+        let peer = *peer;
+        let leaf = leaves.remove(0);
+        let ended = leaves.is_empty();
+        if ended {
+            self.open.remove(&batch);
+        }
+        match self.peers[&peer].0 {
+            Kind::Honest => {
+                self.swarm.handle_bytes(self.now, peer, u64::from(self.sizes[leaf as usize]));
+                if self.swarm.handle_arrived(self.now, peer, batch, leaf) {
+                    self.swarm.handle_verified(self.now, peer, leaf);
+                    self.done.insert(leaf);
+                }
+            }
+            Kind::Liar => {
+                if self.swarm.handle_arrived(self.now, peer, batch, leaf) {
+                    self.swarm.handle_corrupt(self.now, peer, leaf);
+                }
+            }
+            Kind::Refuser => {
+                self.peers.get_mut(&peer).unwrap().1.remove(&leaf);
+                self.swarm.handle_refused(self.now, peer, batch, leaf);
+            }
+            Kind::Staller => unreachable!(),
+        }
+        self.act();
+    }
+}
+
+#[test]
+fn one_seeder_gets_every_leaf_asked_once() {
+    let mut w = World::new(vec![1000; 3000]);
+    w.join(Kind::Honest, (0..3000).collect());
+    for i in 0..3000 {
+        assert!(!w.swarm.is_complete());
+        w.step(i);
+    }
+    assert!(w.swarm.is_complete());
+    assert_eq!(w.asked, 3_000_000);
+    assert_eq!(w.swarm.progress().bytes_duplicate, 0);
+}
+
+#[test]
+fn empty_content_is_complete_at_once() {
+    let w = World::new(vec![]);
+    assert!(w.swarm.is_complete());
+}
+
+#[test]
+fn leechers_divide_a_seeder_between_them() {
+    let (count, leechers) = (800u32, 8);
+    let mut asked = vec![0; count as usize];
+    for me in 0..leechers {
+        let tag = |i: u64| i * 1_000_003 + 17;
+        let none = FixedBitSet::with_capacity(count as usize);
+        let config = SwarmConfig { initial_window: 60_000, least_window: 1000, ..SwarmConfig::default() };
+        let mut s = Swarm::new(config, tag(me), vec![1000; count as usize].into(), &full(count as usize), &none);
+        for other in (0..leechers).filter(|o| *o != me) {
+            s.handle_peer(MS(0), PeerIx(other as u32), tag(other), MS(1));
+        }
+        s.handle_peer(MS(0), PeerIx(100), 5, MS(1));
+        assert!(s.handle_have(MS(0), PeerIx(100), &[0..count]));
+        while let Some(action) = s.poll_action(MS(0)) {
+            if let Action::Request { peer, leaves, .. } = action {
+                assert_eq!(peer, PeerIx(100));
+                leaves.iter().for_each(|l| asked[*l as usize] += 1);
+            }
+        }
+    }
+    // windows of 60 leaves each, stripes of about 100: nothing is asked of the seeder twice
+    let (once, twice) = (asked.iter().filter(|n| **n == 1).count(), asked.iter().filter(|n| **n > 1).count());
+    assert_eq!((once, twice), (480, 0));
+}
+
+#[test]
+fn a_stalled_peer_is_replaced_within_five_seconds() {
+    let mut w = World::new(vec![100_000; 40]);
+    let slow = w.join(Kind::Staller, (0..40).collect());
+    w.join(Kind::Honest, (0..40).collect());
+    while !w.swarm.is_complete() {
+        w.step(0);
+        assert!(w.now < Duration::from_secs(5), "still waiting for the stalled peer");
+    }
+    assert_eq!(w.swarm.account(slow).unwrap().leaves, 0);
+}
+
+#[test]
+fn a_stalled_peer_that_nobody_can_replace_is_dropped_in_the_end() {
+    let mut w = World::new(vec![100_000; 4]);
+    let slow = w.join(Kind::Staller, (0..4).collect());
+    for _ in 0..4 {
+        w.step(0);
+    }
+    assert_eq!(w.dropped, [(slow, DropReason::Stalled)]);
+    assert!(w.now < Duration::from_secs(30));
+}
+
+#[test]
+fn a_choked_peer_is_not_asked_and_an_unchoked_one_is() {
+    let mut s = swarm(vec![1000; 10]);
+    s.handle_peer(MS(0), PeerIx(0), 1, MS(1));
+    s.handle_choke(MS(0), PeerIx(0), true);
+    assert!(s.handle_have(MS(0), PeerIx(0), &[0..10]));
+    assert_eq!(s.poll_action(MS(0)), Some(Action::Interested { peer: PeerIx(0), yes: true }));
+    assert_eq!(s.poll_action(MS(0)), None);
+    s.handle_choke(MS(1), PeerIx(0), false);
+    assert!(matches!(s.poll_action(MS(1)), Some(Action::Request { .. })));
+}
+
+#[test]
+fn a_have_past_the_end_changes_nothing() {
+    let mut s = swarm(vec![1000; 10]);
+    s.handle_peer(MS(0), PeerIx(0), 1, MS(1));
+    assert!(!s.handle_have(MS(0), PeerIx(0), &[0..3, 9..11]));
+    assert_eq!(s.account(PeerIx(0)).unwrap().have, 0);
+    assert_eq!(s.poll_action(MS(0)), None);
+}
+
+#[test]
+fn the_same_inputs_give_the_same_actions() {
+    let run = || {
+        let mut w = World::new((0..200).map(|i| 500 + i * 3).collect());
+        w.join(Kind::Honest, (0..200).collect());
+        w.join(Kind::Honest, (0..120).collect());
+        let mut log = vec![];
+        for i in 0..150 {
+            w.step(i * 7);
+            log.push(format!("{:?}", w.open));
+        }
+        log
+    };
+    assert_eq!(run(), run());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// With one honest seeder among any peers, everything arrives, nothing is asked for a third time, and only liars
+    /// and stallers are dropped.
+    #[test]
+    fn everything_arrives_in_any_company(
+        sizes in prop::collection::vec(1..300_000u32, 1..60),
+        company in prop::collection::vec((0..4u8, any::<u64>()), 0..6),
+        churn in prop::collection::vec((0..400usize, any::<bool>()), 0..4),
+        picks in prop::collection::vec(any::<usize>(), 64),
+    ) {
+        let count = sizes.len() as u32;
+        let mut w = World::new(sizes);
+        for (kind, bits) in company {
+            let kind = [Kind::Honest, Kind::Liar, Kind::Staller, Kind::Refuser][kind as usize];
+            w.join(kind, (0..count).filter(|l| bits >> (l % 64) & 1 == 1).collect());
+        }
+        w.join(Kind::Honest, (0..count).collect());
+        let mut kinds: BTreeMap<PeerIx, Kind> = w.peers.iter().map(|(p, k)| (*p, k.0)).collect();
+        let mut steps = 0;
+        while !w.swarm.is_complete() {
+            for (at, first) in &churn {
+                if *at == steps {
+                    // someone leaves and comes back
+                    let leaver = if *first { w.peers.keys().next() } else { w.peers.keys().last() };
+                    if let Some(leaver) = leaver.copied() {
+                        let (kind, has) = w.peers[&leaver].clone();
+                        w.leave(leaver);
+                        let back = w.join(kind, has);
+                        kinds.insert(back, kind);
+                    }
+                }
+            }
+            w.step(picks[steps % picks.len()]);
+            steps += 1;
+            prop_assert!(steps < 5_000, "no end in sight: {:?}", w.swarm.progress());
+        }
+        let p = w.swarm.progress();
+        prop_assert_eq!(p.bytes_done, p.bytes_wanted);
+        for (peer, _) in &w.dropped {
+            prop_assert!(matches!(kinds[peer], Kind::Liar | Kind::Staller));
+        }
+    }
+}
