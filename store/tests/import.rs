@@ -200,7 +200,7 @@ fn an_unreadable_file_is_named() {
     }
     let bench = Bench::new();
     let tree = bench.tree("tree");
-    fs::set_permissions(tree.join("a/b/small copy"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(tree.join("a/b/small copy"), fs::Permissions::from_mode(0o0)).unwrap();
     let error = refused(&bench, &tree).to_string();
     assert!(error.contains("cannot read") && error.contains("a/b/small copy"), "{error}");
     assert!(error.contains("make it readable"), "{error}");
@@ -297,4 +297,23 @@ fn progress_counts_up_to_the_totals() {
     assert_eq!(events[0], ImportEvent::Scanned { files: 12, bytes: shared.bytes });
     assert_eq!(events[events.len() - 2], ImportEvent::Reading { files: 12, bytes: shared.bytes });
     assert_eq!(events[events.len() - 1], ImportEvent::Committing);
+}
+
+#[test]
+fn listing_a_large_tree_tells_how_far_it_is() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("tree")).unwrap();
+    for file in 0..1030 {
+        fs::write(bench.path("tree").join(file.to_string()), "x").unwrap();
+    }
+    let seen = AtomicBool::new(false);
+    let watch = |event| match event {
+        ImportEvent::Scanning { files: 1030, bytes: 1030 } => seen.store(true, Ordering::Relaxed),
+        ImportEvent::Reading { files, bytes } => assert!(files <= 1030 && bytes <= 1030),
+        _ => {}
+    };
+    let shared = share_watched(&bench.store("store"), &bench.path("tree"), 3, &watch).unwrap();
+    assert!(seen.into_inner());
+    // The same content a thousand times is one chunk.
+    assert_eq!((shared.files, shared.bytes, shared.chunks), (1030, 1030, 1030));
 }

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use super::{ImportError, ImportEvent, Run, source::special_kind};
+use super::{ImportError, ImportEvent, REPORT_FILES, Run, source::special_kind};
 
 /// Totals of a tree.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,7 +81,11 @@ pub(super) fn scan(root: &Path, skip_special: bool, run: &Run<'_>) -> Result<Tre
         run.check()?;
         tree.counts.dirs += 1;
         tree.counts.depth = tree.counts.depth.max(depth);
+        let files_before = tree.counts.files;
         list(root, dir, skip_special, &mut tree)?;
+        if tree.counts.files / REPORT_FILES != files_before / REPORT_FILES {
+            run.report(ImportEvent::Scanning { files: tree.counts.files, bytes: tree.counts.bytes });
+        }
         let below = tree.dirs.len();
         let Tree { dirs, files, counts } = &mut tree;
         let mut found = Vec::new();
