@@ -1,0 +1,190 @@
+//! The command line: what can be typed, and its help. No behaviour.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use shoal_node::Class;
+
+/// Share files and directories between machines, peer to peer.
+#[derive(Debug, Parser)]
+#[command(
+    name = "shoal",
+    version,
+    max_term_width = 100,
+    after_help = EXAMPLE,
+    after_long_help = after_long_help(),
+    disable_help_subcommand = false
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLE: &str = "\
+Example:
+  here$  shoal share ~/photos
+  there$ shoal fetch 'shoal:bafy…?name=photos&via=…' -o ~/Downloads";
+
+/// Flags that every command takes, before or after its name.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Global {
+    /// Home directory: identity, settings, index [env: SHOAL_HOME]
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) home: Option<PathBuf>,
+    /// Address to listen on, such as /ip4/0.0.0.0/udp/4001/quic-v1; may be repeated [default: all interfaces]
+    #[arg(long, global = true, value_name = "MULTIADDR")]
+    pub(crate) listen: Vec<String>,
+    /// Peer through which to join the network, ending in /p2p/<peer id>; may be repeated
+    #[arg(long, global = true, value_name = "MULTIADDR")]
+    pub(crate) bootstrap: Vec<String>,
+    /// Print JSON lines on standard output, each with "event"
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Log more on standard error; may be repeated (or set SHOAL_LOG to a filter)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Print results and errors only
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve files or directories where they lie, and print a link to each
+    #[command(after_help = "Example:\n  shoal share ~/photos report.pdf\n\n\
+        Nothing is copied. Serves until Ctrl-C, or goes on in the daemon if one runs.")]
+    Share {
+        /// What to share
+        #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+        paths: Vec<PathBuf>,
+    },
+    /// Fetch what a link names, from everybody who has it
+    #[command(after_help = "Examples:\n  shoal fetch 'shoal:bafy…?name=photos&via=…' -o ~/Downloads\n  \
+        shoal fetch bafy… 2026/july.jpg\n\n\
+        Lands as DIR/<name>. After an interruption, the same command goes on where it stopped.")]
+    Fetch {
+        /// A link, a CID (then with --bootstrap, or on a local network), or an ipfs:// URL
+        link: String,
+        /// Only these paths inside it
+        #[arg(value_name = "PATH")]
+        paths: Vec<String>,
+        /// Directory to put it in [default: here]
+        #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        output: Option<PathBuf>,
+        /// Go on serving it until Ctrl-C
+        #[arg(long)]
+        stay: bool,
+        /// Write symbolic links that stay inside what is fetched
+        #[arg(long)]
+        symlinks: bool,
+    },
+    /// Serve everything this home holds, resume what is unfinished, and take commands
+    #[command(after_help = "Example:\n  shoal daemon\n\n\
+        Runs in the foreground until Ctrl-C or SIGTERM. Other shoal commands on the same home go through it.")]
+    Daemon,
+    /// Stop serving a root; its files stay
+    #[command(after_help = "Example:\n  shoal unshare photos")]
+    Unshare {
+        /// A CID (its beginning is enough), link, name or path
+        #[arg(value_name = "ROOT")]
+        what: String,
+    },
+    /// List the roots of this home
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Show one root and what it holds
+    #[command(after_help = "Example:\n  shoal stat photos")]
+    Stat {
+        /// A CID (its beginning is enough), link, name or path
+        #[arg(value_name = "ROOT")]
+        what: String,
+    },
+    /// List connected peers (of the daemon)
+    Peers,
+    /// Keep a root: it is never evicted
+    #[command(after_help = "Example:\n  shoal pin photos")]
+    Pin {
+        /// A CID (its beginning is enough), link, name or path
+        #[arg(value_name = "ROOT")]
+        what: String,
+    },
+    /// Keep a root no longer
+    #[command(after_help = "Example:\n  shoal unpin photos")]
+    Unpin {
+        /// A CID (its beginning is enough), link, name or path
+        #[arg(value_name = "ROOT")]
+        what: String,
+    },
+    /// Read a root again, or all of them, and report damaged files
+    #[command(after_help = "Examples:\n  shoal verify\n  shoal verify photos")]
+    Verify {
+        /// A CID (its beginning is enough), link, name or path [default: all roots]
+        #[arg(value_name = "ROOT")]
+        what: Option<String>,
+    },
+    /// Print the peer id, and the addresses if a node runs
+    Id,
+    /// Print the effective settings and where each comes from
+    #[command(after_long_help = crate::settings::help())]
+    Config,
+    /// Run five peers in this process: share, find, fetch, kill a seeder, verify
+    #[command(after_help = "Example:\n  shoal demo ~/photos/july.tar")]
+    Demo {
+        /// What to share [default: this program itself]
+        #[arg(value_name = "PATH", value_hint = ValueHint::AnyPath)]
+        path: Option<PathBuf>,
+    },
+    /// Print a completion script
+    #[command(after_help = "Example:\n  shoal completions bash > ~/.local/share/bash-completion/completions/shoal")]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    #[command(hide = true)]
+    Man,
+}
+
+fn after_long_help() -> String {
+    let mut text = format!("{EXAMPLE}\n\nExit codes:\n    0  done\n");
+    for class in Class::ALL {
+        text.push_str(&format!("  {:>3}  {}: {}\n", class.exit_code(), class.name(), class.meaning()));
+    }
+    text.push_str(
+        "\nSettings come from flags, then SHOAL_* variables, then config.toml in the home directory; \
+         see `shoal config --help`.",
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_command() {
+        for line in ["shoal --home /h --json ls", "shoal ls --home /h --json"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert!(cli.global.json && cli.global.home.is_some(), "{line}");
+        }
+        let cli = Cli::try_parse_from(["shoal", "daemon", "--listen", "a", "--listen", "b"]).unwrap();
+        assert_eq!(cli.global.listen, ["a", "b"]);
+    }
+
+    #[test]
+    fn the_help_lists_every_exit_code() {
+        let help = Cli::command().render_long_help().to_string();
+        for class in Class::ALL {
+            assert!(help.contains(class.name()), "{}", class.name());
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The table of settings: every key with its unit, its default, its range, and what it does. Nothing else knows a key.
+
+use std::{num::NonZeroUsize, time::Duration};
+
+use shoal_net::{Congestion, Multiaddr};
+
+use super::value::Raw;
+
+/// What a node runs with. `Settings::default()` holds the defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// See the table of [`KEYS`], as for all fields. Empty: all interfaces, on the port of the last start.
+    pub listen: Vec<Multiaddr>,
+    /// Multiaddrs with `/p2p/<peer>`.
+    pub bootstrap: Vec<Multiaddr>,
+    /// Peers on the local network.
+    pub mdns: bool,
+    /// The DHT's network.
+    pub kad_protocol: String,
+    /// Relay for others.
+    pub relay_server: bool,
+    /// Announce what is served.
+    pub provide: bool,
+    /// Without a provider, or without progress.
+    pub give_up_after: Duration,
+    /// Congestion controller.
+    pub congestion: Congestion,
+    /// Connections in all.
+    pub connections: usize,
+    /// Page cache of the index, in bytes.
+    pub index_cache_bytes: usize,
+    /// Threads that hash while sharing.
+    pub import_threads: usize,
+    /// Threads of the runtime.
+    pub worker_threads: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Settings {
+            listen: Vec::new(),
+            bootstrap: Vec::new(),
+            mdns: true,
+            kad_protocol: "/shoal/kad/1.0.0".to_owned(),
+            relay_server: true,
+            provide: true,
+            give_up_after: Duration::from_secs(60),
+            congestion: Congestion::default(),
+            connections: 1024,
+            index_cache_bytes: 16 << 20,
+            import_threads: cores.min(16),
+            worker_threads: cores.clamp(2, 64),
+        }
+    }
+}
+
+/// One setting.
+pub struct Key {
+    /// Its name in the file. In the environment it is `SHOAL_` and the name in capitals.
+    pub name: &'static str,
+    /// What a value is: a unit or a kind.
+    pub unit: &'static str,
+    /// What it does.
+    pub help: &'static str,
+    pub(super) set: fn(&mut Settings, &Raw<'_>) -> Result<(), String>,
+    pub(super) show: fn(&Settings) -> toml::Value,
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Key").field("name", &self.name).field("unit", &self.unit).finish_non_exhaustive()
+    }
+}
+
+impl Key {
+    /// The environment variable of this key.
+    pub fn variable(&self) -> String {
+        format!("SHOAL_{}", self.name.to_uppercase())
+    }
+}
+
+const MIB: usize = 1 << 20;
+
+const CONGESTION: [(&str, Congestion); 3] =
+    [("cubic", Congestion::Cubic), ("bbr", Congestion::Bbr), ("new-reno", Congestion::NewReno)];
+
+/// All settings, in the order in which they are listed.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "listen",
+        unit: "list of multiaddrs",
+        help: "Where to listen: one UDP port, so one address, or the two wildcards with the same port. \
+               Empty: all interfaces, on the port of the last start if it is free.",
+        set: |settings, raw| raw.multiaddrs(listen_addr).map(|addrs| settings.listen = addrs),
+        show: |settings| list(&settings.listen),
+    },
+    Key {
+        name: "bootstrap",
+        unit: "list of multiaddrs with /p2p/<peer>",
+        help: "Peers through which to join the DHT.",
+        set: |settings, raw| raw.multiaddrs(peer_addr).map(|addrs| settings.bootstrap = addrs),
+        show: |settings| list(&settings.bootstrap),
+    },
+    Key {
+        name: "mdns",
+        unit: "true or false",
+        help: "Find peers on the local network, and be found there.",
+        set: |settings, raw| raw.boolean().map(|on| settings.mdns = on),
+        show: |settings| settings.mdns.into(),
+    },
+    Key {
+        name: "kad_protocol",
+        unit: "protocol name",
+        help: "The DHT's protocol name; peers of another name are another network.",
+        set: |settings, raw| {
+            let name = raw.text()?;
+            if !name.starts_with('/') || name.len() > 128 || name.contains(|c: char| !c.is_ascii_graphic()) {
+                return Err(format!(
+                    "must begin with \"/\", as in \"/shoal/kad/1.0.0\", not \"{}\"",
+                    name.escape_debug()
+                ));
+            }
+            settings.kad_protocol = name;
+            Ok(())
+        },
+        show: |settings| settings.kad_protocol.clone().into(),
+    },
+    Key {
+        name: "relay_server",
+        unit: "true or false",
+        help: "Relay for peers that cannot be reached directly, within narrow limits.",
+        set: |settings, raw| raw.boolean().map(|on| settings.relay_server = on),
+        show: |settings| settings.relay_server.into(),
+    },
+    Key {
+        name: "provide",
+        unit: "true or false",
+        help: "Announce to the DHT what is served, so that others find it by its CID.",
+        set: |settings, raw| raw.boolean().map(|on| settings.provide = on),
+        show: |settings| settings.provide.into(),
+    },
+    Key {
+        name: "give_up_after",
+        unit: "seconds",
+        help: "A fetch fails after this long without any provider, or without progress.",
+        set: |settings, raw| {
+            raw.integer(1..=86_400, "seconds").map(|seconds| settings.give_up_after = Duration::from_secs(seconds))
+        },
+        show: |settings| number(settings.give_up_after.as_secs()),
+    },
+    Key {
+        name: "congestion",
+        unit: "\"cubic\", \"bbr\" or \"new-reno\"",
+        help: "Congestion controller of all connections.",
+        set: |settings, raw| raw.word(&CONGESTION).map(|congestion| settings.congestion = congestion),
+        show: |settings| {
+            let word =
+                CONGESTION.iter().find(|(_, value)| *value == settings.congestion).map_or("cubic", |pair| pair.0);
+            word.into()
+        },
+    },
+    Key {
+        name: "connections",
+        unit: "count",
+        help: "Most connections at once; an idle one costs about 64 KiB of memory.",
+        set: |settings, raw| small(raw, 16..=65_536, "").map(|count| settings.connections = count),
+        show: |settings| number(settings.connections as u64),
+    },
+    Key {
+        name: "index_cache",
+        unit: "MiB",
+        help: "Memory for the index of blocks.",
+        set: |settings, raw| small(raw, 1..=65_536, "MiB").map(|mib| settings.index_cache_bytes = mib * MIB),
+        show: |settings| number((settings.index_cache_bytes / MIB) as u64),
+    },
+    Key {
+        name: "import_threads",
+        unit: "count",
+        help: "Threads that read and hash while a path is shared. Default: one for each core, at most 16.",
+        set: |settings, raw| small(raw, 1..=256, "").map(|count| settings.import_threads = count),
+        show: |settings| number(settings.import_threads as u64),
+    },
+    Key {
+        name: "worker_threads",
+        unit: "count",
+        help: "Threads that do network and scheduling work. Default: one for each core, at least 2.",
+        set: |settings, raw| small(raw, 2..=256, "").map(|count| settings.worker_threads = count),
+        show: |settings| number(settings.worker_threads as u64),
+    },
+];
+
+fn small(raw: &Raw<'_>, range: std::ops::RangeInclusive<u64>, unit: &str) -> Result<usize, String> {
+    raw.integer(range, unit).and_then(|value| usize::try_from(value).map_err(|error| error.to_string()))
+}
+
+fn number(value: u64) -> toml::Value {
+    toml::Value::Integer(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn list(addrs: &[Multiaddr]) -> toml::Value {
+    toml::Value::Array(addrs.iter().map(|addr| addr.to_string().into()).collect())
+}
+
+fn listen_addr(addr: &Multiaddr) -> Result<(), String> {
+    match shoal_net::from_multiaddr(addr) {
+        Some((_, None)) => Ok(()),
+        _ => {
+            Err("cannot be listened on; use /ip4/<address>/udp/<port>/quic-v1 or /ip6/…, with port 0 for any"
+                .to_owned())
+        }
+    }
+}
+
+fn peer_addr(addr: &Multiaddr) -> Result<(), String> {
+    match shoal_net::from_multiaddr(addr) {
+        Some((_, Some(_))) => Ok(()),
+        _ => Err("does not name a peer; use /ip4/<address>/udp/<port>/quic-v1/p2p/<peer id>, as `shoal id` prints it"
+            .to_owned()),
+    }
+}

@@ -1,0 +1,126 @@
+//! Finding providers of one root in the DHT, again and again while a fetch needs more. Knows nothing of the transfer.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use shoal_content::Cid;
+use shoal_dht::{Dht, Provider};
+use shoal_net::PeerId;
+use tokio::sync::mpsc;
+
+/// A swarm of this many known providers is asked for more only now and then.
+const ENOUGH: usize = 16;
+/// Pause after the first query; it doubles up to [`LONGEST_PAUSE`] while providers are few.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause between two queries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Longest pause while nobody is known at all: peers of the local network show up within a second or two.
+const PAUSE_ALONE: Duration = Duration::from_secs(1);
+/// With nobody to ask for this long, the search is hopeless.
+const ALONE_FOR: Duration = Duration::from_secs(10);
+
+/// A search for providers that goes on until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Discovery {
+    dht: Dht,
+    key: Vec<u8>,
+    us: PeerId,
+    begun: Instant,
+    phase: Phase,
+    pause: Duration,
+    found: BTreeSet<PeerId>,
+    first: Option<Duration>,
+    hopeless_told: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Ask,
+    Asking(mpsc::Receiver<Provider>),
+    Pausing(Instant),
+}
+
+/// What a search says.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// A provider; the same one may come again, with other addresses.
+    Provider(Provider),
+    /// No peer of the DHT is known, and none has been for a while. Said once.
+    Nobody,
+}
+
+impl Discovery {
+    /// A search that begins with the first call of [`Discovery::next`].
+    pub(crate) fn new(dht: Dht, root: &Cid, us: PeerId) -> Self {
+        Discovery {
+            dht,
+            key: root.multihash(),
+            us,
+            begun: Instant::now(),
+            phase: Phase::Ask,
+            pause: FIRST_PAUSE,
+            found: BTreeSet::new(),
+            first: None,
+            hopeless_told: false,
+        }
+    }
+
+    /// The next thing there is to say. Never ends. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Found {
+        loop {
+            match &mut self.phase {
+                Phase::Ask => match self.dht.find_providers(self.key.clone()).await {
+                    Ok(providers) => self.phase = Phase::Asking(providers),
+                    Err(error) => {
+                        tracing::debug!(%error, "not searching now");
+                        self.rest();
+                    }
+                },
+                Phase::Asking(providers) => match providers.recv().await {
+                    Some(provider) if provider.peer == self.us => {}
+                    Some(provider) => {
+                        self.first.get_or_insert_with(|| self.begun.elapsed());
+                        self.found.insert(provider.peer);
+                        return Found::Provider(provider);
+                    }
+                    None => self.rest(),
+                },
+                Phase::Pausing(until) => {
+                    tokio::time::sleep_until((*until).into()).await;
+                    let alone = self.found.is_empty() && self.dht.peers().await.is_ok_and(|peers| peers.is_empty());
+                    self.pause = match (alone, self.found.len() < ENOUGH) {
+                        (true, _) => PAUSE_ALONE,
+                        (false, true) => (self.pause * 2).min(LONGEST_PAUSE),
+                        (false, false) => LONGEST_PAUSE,
+                    };
+                    self.phase = Phase::Ask;
+                    if alone && !self.hopeless_told && self.begun.elapsed() >= ALONE_FOR {
+                        self.hopeless_told = true;
+                        return Found::Nobody;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Distinct providers found so far.
+    pub(crate) fn found(&self) -> usize {
+        self.found.len()
+    }
+
+    /// How long the first one took.
+    pub(crate) fn first(&self) -> Option<Duration> {
+        self.first
+    }
+
+    fn rest(&mut self) {
+        self.phase = Phase::Pausing(Instant::now() + self.pause.mul_f64(jitter()));
+    }
+}
+
+/// So that a crowd that began together does not ask together: 0.75 to 1.25.
+fn jitter() -> f64 {
+    0.75 + rand::random::<f64>() / 2.0
+}

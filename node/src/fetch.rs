@@ -1,0 +1,261 @@
+//! Fetching: the transfer does it; here it gets its peers, from the link at once and from the DHT for as long as they are
+//! few, and its events become those that people and programs read.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use shoal_content::{Cid, RelPath, ShoalLink};
+use shoal_net::Multiaddr;
+use shoal_transfer::{FetchEvent, FetchReport, FetchRequest, PeerAddr};
+
+use crate::{
+    BytePath, Class, Done, Event, Failure, Node, Progress, Root, Share, blame,
+    discovery::{Discovery, Found},
+    operation::Sink,
+    rate::{Rate, per_second},
+    roots::blocking,
+};
+
+impl Node {
+    /// [`crate::Request::Fetch`].
+    pub(crate) async fn fetch(
+        &self,
+        sink: Sink,
+        link: &str,
+        paths: &[String],
+        dir: BytePath,
+        symlinks: bool,
+        stay: bool,
+    ) -> Result<(), Failure> {
+        let link: ShoalLink = link.parse().map_err(|error| blame::link(&error))?;
+        let paths = selected(&link, paths)?;
+        let via = peers_of(&link);
+        let root = link.root;
+        for peer in &via {
+            for addr in &peer.addrs {
+                if let Err(error) = self.dht().add_address(peer.peer, *addr).await {
+                    tracing::debug!(%error, "the DHT was not told of a peer of the link");
+                }
+            }
+        }
+        let alone = via.is_empty();
+        let mut fetch = self
+            .transfer()
+            .fetch(FetchRequest {
+                root,
+                paths,
+                dir: dir.0,
+                name: link.name.clone(),
+                peers: via,
+                symlinks,
+                give_up_after: Some(self.config().settings().give_up_after),
+            })
+            .await
+            .map_err(|error| blame::fetch(&error))?;
+        let mut discovery = Discovery::new(self.dht().clone(), &root, self.endpoint().peer_id());
+        let mut state = State::new(root);
+        sink.event(Event::Searching { root: Root(root), providers: 0 }).await?;
+        let report = loop {
+            tokio::select! {
+                biased;
+                () = sink.cancelled() => return Err(Failure::interrupted()),
+                event = fetch.next() => match event {
+                    Some(FetchEvent::Done(report)) => break report,
+                    Some(FetchEvent::Failed(error)) => return Err(blame::fetch(&error)),
+                    Some(event) => self.tell(&sink, &mut state, event).await?,
+                    None => return Err(Failure::internal("a fetch ended without a report")),
+                },
+                found = discovery.next() => match found {
+                    Found::Provider(provider) => {
+                        let addrs = provider.addrs;
+                        self.transfer().add_peers(root, vec![PeerAddr { peer: provider.peer, addrs }]).await;
+                        sink.progress(Event::Searching { root: Root(root), providers: discovery.found() });
+                    }
+                    Found::Nobody if alone && state.rate.is_none() => return Err(nobody(root)),
+                    Found::Nobody => {}
+                },
+            }
+        };
+        let done = state.done(&link, &report, &discovery);
+        drop(discovery);
+        self.roots().set_serving(root, true);
+        sink.event(Event::Done(done)).await?;
+        if stay || self.is_daemon() {
+            self.announce(root).await;
+        }
+        if stay {
+            sink.cancelled().await;
+        }
+        Ok(())
+    }
+
+    /// Passes on what the transfer says.
+    async fn tell(&self, sink: &Sink, state: &mut State, event: FetchEvent) -> Result<(), Failure> {
+        let root = state.root;
+        match event {
+            FetchEvent::Manifest { bytes_total, files, .. } => {
+                state.files = files;
+                sink.event(Event::Manifest { root: Root(root), bytes: bytes_total, files }).await
+            }
+            FetchEvent::Started { bytes_total, bytes_resumed, bytes_local } => {
+                state.rate = Some(Rate::new(Instant::now(), bytes_resumed + bytes_local));
+                let store = self.roots().store.clone();
+                // What was fetched is kept. The record is there from now on; a failure here will show again at its end.
+                let (pinned, files) = blocking(move || {
+                    let pinned = store.set_pinned(&root, true).map_err(|error| blame::store(&error));
+                    let files = store.root(&root).ok().flatten().map(|record| record.files);
+                    Ok((pinned, files))
+                })
+                .await?;
+                if let Err(failure) = pinned {
+                    tracing::warn!(%failure, "a fetched root is not pinned");
+                }
+                state.files = files.unwrap_or(state.files);
+                sink.event(Event::Started { bytes_total, bytes_resumed, bytes_local }).await
+            }
+            FetchEvent::Progress { bytes_done, bytes_total, peers } => {
+                let rate = state.rate.get_or_insert_with(|| Rate::new(Instant::now(), bytes_done));
+                if rate.update(Instant::now(), bytes_done) {
+                    sink.progress(Event::Progress(Progress {
+                        bytes_done,
+                        bytes_total,
+                        peers,
+                        bytes_per_second: rate.per_second(),
+                        eta_seconds: rate.eta_seconds(bytes_total.saturating_sub(bytes_done)),
+                    }));
+                }
+                Ok(())
+            }
+            FetchEvent::PeerDropped { peer, why } => {
+                sink.event(Event::PeerDropped { peer: peer.to_string(), why }).await
+            }
+            other => {
+                tracing::debug!(?other, "an event of the transfer that is not shown");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What is known of a fetch under way.
+struct State {
+    root: Cid,
+    files: u64,
+    rate: Option<Rate>,
+}
+
+impl State {
+    fn new(root: Cid) -> Self {
+        State { root, files: 0, rate: None }
+    }
+
+    fn done(&self, link: &ShoalLink, report: &FetchReport, discovery: &Discovery) -> Done {
+        let paths: Vec<String> = report.paths.iter().map(|path| path.display().to_string()).collect();
+        Done {
+            path: paths.first().cloned().unwrap_or_default(),
+            paths,
+            root: Root(self.root),
+            name: link.name.clone().unwrap_or_else(|| self.root.to_string()),
+            bytes: report.bytes,
+            files: self.files,
+            bytes_fetched: report.bytes_fetched,
+            bytes_resumed: report.bytes_resumed,
+            bytes_local: report.bytes_local,
+            bytes_duplicate: report.bytes_duplicate,
+            seconds: report.elapsed.as_secs_f64(),
+            first_byte_seconds: report.first_leaf.map(|first| first.as_secs_f64()),
+            bytes_per_second: per_second(report.bytes_fetched, report.elapsed),
+            providers_found: discovery.found(),
+            first_provider_seconds: discovery.first().map(|first: Duration| first.as_secs_f64()),
+            skipped: report.skipped.clone(),
+            peers: report
+                .peers
+                .iter()
+                .map(|share| Share {
+                    peer: share.peer.to_string(),
+                    bytes: share.bytes,
+                    chunks: share.leaves,
+                    dropped: share.dropped.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The paths inside the root: those given, below the one that the link names.
+fn selected(link: &ShoalLink, paths: &[String]) -> Result<Vec<RelPath>, Failure> {
+    let base = link.path.clone().unwrap_or_default();
+    if paths.is_empty() {
+        return Ok(link.path.iter().filter(|path| !path.is_root()).cloned().collect());
+    }
+    let read = |path: &String| {
+        let whole = if base.is_root() { path.clone() } else { format!("{}/{path}", base.as_str()) };
+        whole.trim_end_matches('/').parse::<RelPath>().map_err(|error| {
+            let message = format!("\"{}\" cannot be a path in what is fetched: {error}", path.escape_debug());
+            Failure::new(Class::Usage, message, "give paths relative to the root, as `shoal stat` lists them")
+        })
+    };
+    paths.iter().map(read).collect()
+}
+
+/// The peers that a link names. What cannot be dialled is left out: the DHT may know better.
+fn peers_of(link: &ShoalLink) -> Vec<PeerAddr> {
+    let mut peers = BTreeMap::<_, PeerAddr>::new();
+    for via in &link.via {
+        let addr = via.parse::<Multiaddr>().ok().and_then(|addr| shoal_net::from_multiaddr(&addr));
+        let Some((addr, Some(peer))) = addr else {
+            tracing::debug!(via, "an address of the link cannot be used");
+            continue;
+        };
+        let known = peers.entry(peer).or_insert_with(|| PeerAddr { peer, addrs: Vec::new() });
+        known.addrs.push(addr);
+    }
+    peers.into_values().collect()
+}
+
+fn nobody(root: Cid) -> Failure {
+    Failure::new(
+        Class::NoProvider,
+        format!("nobody to ask for {root}: no peer of the network is known, and none answers on the local network"),
+        "use the whole link with its via= addresses, or name a peer with --bootstrap MULTIADDR",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CID: &str = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e";
+
+    #[test]
+    fn paths_are_taken_below_the_one_of_the_link() {
+        let link: ShoalLink = format!("{CID}/a/b").parse().unwrap();
+        let texts = |paths: &[&str]| {
+            let paths: Vec<String> = paths.iter().map(|&path| path.to_owned()).collect();
+            selected(&link, &paths).map(|paths| paths.iter().map(|path| path.as_str().to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(texts(&[]).unwrap(), ["a/b"]);
+        assert_eq!(texts(&["c", "d/e/"]).unwrap(), ["a/b/c", "a/b/d/e"]);
+        assert_eq!(texts(&["../x"]).unwrap_err().class, Class::Usage);
+        assert!(selected(&CID.parse().unwrap(), &[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn addresses_of_one_peer_come_together_and_nonsense_is_left_out() {
+        let (a, b) = (shoal_net::PeerId::random(), shoal_net::PeerId::random());
+        let mut link = ShoalLink::new(CID.parse().unwrap());
+        link.via = vec![
+            format!("/ip4/10.0.0.1/udp/1/quic-v1/p2p/{a}"),
+            "nonsense".to_owned(),
+            "/ip4/10.0.0.1/udp/1/quic-v1".to_owned(),
+            format!("/ip4/10.0.0.2/udp/2/quic-v1/p2p/{b}"),
+            format!("/ip6/::1/udp/3/quic-v1/p2p/{a}"),
+        ];
+        let mut peers = peers_of(&link);
+        peers.sort_by_key(|peer| std::cmp::Reverse(peer.addrs.len()));
+        assert_eq!(peers.iter().map(|peer| peer.addrs.len()).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(peers[0].peer, a);
+    }
+}

@@ -1,0 +1,130 @@
+//! Where a command runs: in the process that has the home open already, else in a node of its own, else (where no
+//! network is needed) on the store alone. The command does not see the difference.
+
+use std::time::{Duration, Instant};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Class, Client, Config, Event, Failure, Hello, Home, Id, Node, Operation, Request, Role,
+    node::{self, BUSY_FOR, StartError},
+    roots::{Nowhere, Roots},
+};
+
+/// Pause between two looks at a home that another process is opening or closing.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Where requests run.
+#[derive(Debug)]
+pub enum Host {
+    /// The process that has the home open.
+    Other(Client),
+    /// A node in this process.
+    Node(Node),
+    /// The store alone, in this process.
+    Store(StoreHost),
+}
+
+/// An open store without a node.
+#[derive(Debug)]
+pub struct StoreHost {
+    home: Home,
+    peer: String,
+    roots: Roots,
+    threads: usize,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Host {
+    /// Finds or opens what `request` needs. Waits for a process that is just opening or closing the home, up to ten
+    /// seconds.
+    ///
+    /// # Errors
+    /// [`Class::Home`] if the home stays locked by a process that does not answer, and as for [`Node::start`].
+    pub async fn open(home: &Home, config: &Config, request: &Request) -> Result<Host, Failure> {
+        let begun = Instant::now();
+        loop {
+            if let Some(client) = Client::connect(home).await? {
+                return Ok(Host::Other(client));
+            }
+            let opened = match request {
+                Request::Share { .. } | Request::Fetch { .. } => {
+                    Node::try_start(home.clone(), config.clone(), Role::Command).await.map(Host::Node)
+                }
+                Request::Peers => {
+                    let message = format!("no shoal runs on {}, so there are no peers", home.dir().display());
+                    return Err(Failure::new(Class::NotFound, message, "start one with `shoal daemon`"));
+                }
+                _ => StoreHost::open(home, config).await.map(Host::Store),
+            };
+            match opened {
+                Err(StartError::Locked(_)) if begun.elapsed() < BUSY_FOR => tokio::time::sleep(LOOK_AGAIN).await,
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// The process that answers, if it is another one.
+    pub fn other(&self) -> Option<&Hello> {
+        match self {
+            Host::Other(client) => Some(client.hello()),
+            Host::Node(_) | Host::Store(_) => None,
+        }
+    }
+
+    /// Starts the request. A node or store in this process is given back: it outlives the operation.
+    ///
+    /// # Errors
+    /// [`Class::Home`] when the other process went.
+    pub async fn run(self, request: Request) -> Result<(Operation, Option<Node>), Failure> {
+        match self {
+            Host::Other(client) => Ok((client.run(request).await?, None)),
+            Host::Node(node) => Ok((node.run(request), Some(node))),
+            Host::Store(store) => Ok((store.run(request), None)),
+        }
+    }
+}
+
+impl StoreHost {
+    async fn open(home: &Home, config: &Config) -> Result<StoreHost, StartError> {
+        let settings = config.settings();
+        let (keypair, store) = node::open(home, settings.index_cache_bytes).await?;
+        Ok(StoreHost {
+            home: home.clone(),
+            peer: keypair.public().to_peer_id().to_string(),
+            roots: Roots::new(store, std::sync::Arc::new(Nowhere)),
+            threads: settings.import_threads,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    fn run(&self, request: Request) -> Operation {
+        let (roots, threads) = (self.roots.clone(), self.threads);
+        let id = Id {
+            peer: self.peer.clone(),
+            addrs: Vec::new(),
+            home: self.home.dir().display().to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: None,
+        };
+        Operation::spawn(&self.tasks, &self.stop, move |sink| async move {
+            match request {
+                Request::List => roots.list(sink).await,
+                Request::Stat { what } => roots.stat(sink, what).await,
+                Request::Pin { what } => roots.pin(sink, what, true).await,
+                Request::Unpin { what } => roots.pin(sink, what, false).await,
+                Request::Verify { what } => roots.verify(sink, what, threads).await,
+                Request::Id => sink.event(Event::Id(id)).await,
+                Request::Unshare { what } => {
+                    let record = roots.forget_providing(what).await?;
+                    sink.event(Event::Unshared { root: crate::Root(record.root), name: record.name }).await
+                }
+                Request::Share { .. } | Request::Fetch { .. } | Request::Peers => {
+                    Err(Failure::internal("a request that needs a network came to a store"))
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,180 @@
+//! Reading every byte of roots again and comparing it with its hash. Reports which files are damaged; repairs nothing.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use shoal_content::{EntryKind, Manifest};
+use shoal_store::{ReadError, RootRecord};
+
+use crate::{
+    Class, Event, Failure, Root, blame,
+    operation::Sink,
+    rate::Rate,
+    roots::{Roots, blocking},
+};
+
+/// Damaged files that are named for one root; the rest is counted.
+const MAX_NAMED: usize = 10_000;
+
+/// What was found wrong with one root.
+struct Findings {
+    bytes: u64,
+    damaged: Vec<Damaged>,
+}
+
+struct Damaged {
+    path: String,
+    bytes: u64,
+    size: u64,
+    why: String,
+}
+
+impl Roots {
+    /// [`crate::Request::Verify`].
+    pub(crate) async fn verify(self, sink: Sink, what: Option<String>, threads: usize) -> Result<(), Failure> {
+        let roots = self.clone();
+        let records = blocking(move || match what {
+            Some(what) => roots.find(&what).map(|record| vec![record]),
+            None => Ok(roots.records()?.into_iter().filter(|record| record.complete).collect()),
+        })
+        .await?;
+        let (count, mut bad) = (records.len(), 0);
+        for record in records {
+            let begun = Instant::now();
+            let (roots, sink_there, there) = (self.clone(), sink.clone(), record.clone());
+            let findings = blocking(move || check(&roots, &there, threads, &sink_there)).await?;
+            let bytes_damaged = findings.damaged.iter().map(|damaged| damaged.bytes).sum();
+            let files_damaged = findings.damaged.len() as u64;
+            bad += usize::from(files_damaged > 0);
+            let root = Root(record.root);
+            for Damaged { path, bytes, size, why } in findings.damaged.into_iter().take(MAX_NAMED) {
+                sink.event(Event::Damaged { root, path, bytes, size, why }).await?;
+            }
+            sink.event(Event::Verified {
+                root,
+                name: record.name,
+                intact: files_damaged == 0,
+                bytes: findings.bytes,
+                bytes_damaged,
+                files_damaged,
+                seconds: begun.elapsed().as_secs_f64(),
+            })
+            .await?;
+        }
+        match bad {
+            0 => Ok(()),
+            _ => {
+                let message = format!("{bad} of {count} roots are damaged");
+                let hint = "share what you changed again, or fetch it again to repair it";
+                Err(Failure::new(Class::Content, message, hint))
+            }
+        }
+    }
+}
+
+/// Reads one root on several threads. Blocks.
+fn check(roots: &Roots, record: &RootRecord, threads: usize, sink: &Sink) -> Result<Findings, Failure> {
+    let root = Root(record.root);
+    let whole = |why: String| Findings {
+        bytes: 0,
+        damaged: vec![Damaged {
+            path: record.path.display().to_string(),
+            bytes: record.bytes,
+            size: record.bytes,
+            why,
+        }],
+    };
+    let manifest = match roots.store.manifest(&record.root) {
+        Ok(manifest) => manifest,
+        Err(error) => return Ok(whole(error.to_string())),
+    };
+    let paths: Result<Vec<_>, _> = record.selection.iter().flatten().map(|path| path.parse()).collect();
+    let paths = paths.map_err(|error| Failure::internal(format!("the record of {root} holds a bad path: {error}")))?;
+    let selection = match manifest.select(&paths) {
+        Ok(selection) => selection,
+        Err(error) => return Ok(whole(error.to_string())),
+    };
+    let total = selection
+        .leaves
+        .iter()
+        .filter_map(|&leaf| manifest.leaves().get(leaf as usize))
+        .map(|leaf| u64::from(leaf.len))
+        .sum();
+
+    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let bad = Mutex::new(BTreeMap::<u32, String>::new());
+    let rate = Mutex::new(Rate::new(Instant::now(), 0));
+    let worker = || -> Result<(), Failure> {
+        let mut buffer = Vec::new();
+        while let Some(&index) = selection.leaves.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if sink.is_cancelled() {
+                return Err(Failure::interrupted());
+            }
+            let Some(leaf) = manifest.leaves().get(index as usize) else { continue };
+            match roots.store.read_into(&leaf.cid, &mut buffer) {
+                Ok(()) => {}
+                Err(error @ ReadError::Store(_)) => return Err(blame::read(&error)),
+                Err(error) => {
+                    let why = why(&error);
+                    bad.lock().unwrap_or_else(PoisonError::into_inner).insert(index, why);
+                }
+            }
+            let bytes_done = done.fetch_add(u64::from(leaf.len), Ordering::Relaxed) + u64::from(leaf.len);
+            if rate.lock().unwrap_or_else(PoisonError::into_inner).update(Instant::now(), bytes_done) {
+                sink.progress(Event::Verifying { root, bytes_done, bytes_total: total });
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads.clamp(1, 16)).map(|_| scope.spawn(worker)).collect();
+        let mut result = worker();
+        for other in others {
+            let other = other.join().unwrap_or_else(|_| Err(Failure::internal("a verifying thread panicked")));
+            result = result.and(other);
+        }
+        result
+    })?;
+    let bad = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(Findings { bytes: total, damaged: files(&manifest, record, &bad) })
+}
+
+/// From chunks to the files they belong to.
+fn files(manifest: &Manifest, record: &RootRecord, bad: &BTreeMap<u32, String>) -> Vec<Damaged> {
+    let mut files = BTreeMap::<u32, Damaged>::new();
+    for (&leaf, why) in bad {
+        let len = manifest.leaves().get(leaf as usize).map_or(0, |leaf| leaf.len);
+        for place in manifest.places(leaf) {
+            let Some(entry) = manifest.entries().get(place.entry as usize) else { continue };
+            let EntryKind::File { size, .. } = entry.kind else { continue };
+            let damaged = files.entry(place.entry).or_insert_with(|| {
+                let path = match entry.path.is_root() {
+                    true => record.path.display().to_string(),
+                    false => entry.path.as_str().to_owned(),
+                };
+                Damaged { path, bytes: 0, size, why: why.clone() }
+            });
+            damaged.bytes += u64::from(len);
+        }
+    }
+    files.into_values().collect()
+}
+
+fn why(error: &ReadError) -> String {
+    use shoal_store::DamageKind;
+    match error {
+        ReadError::Missing(_) => "not there, or found damaged before".to_owned(),
+        ReadError::Damaged { at, .. } => match at.kind {
+            DamageKind::Vanished => "the file is gone".to_owned(),
+            DamageKind::Short => "the file is too short".to_owned(),
+            DamageKind::Mismatch => "the file holds other bytes".to_owned(),
+        },
+        other => other.to_string(),
+    }
+}
