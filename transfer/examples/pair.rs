@@ -1,7 +1,7 @@
 //! One sender, one receiver in one process on loopback: `pair FILE DIR` prints import and fetch speed and what the
 //! fetch cost in CPU. DIR must be empty and on the file system to measure; /dev/shm measures the engine alone.
 
-use shoal_net::{Keypair, NetConfig};
+use shoal_net::{Keypair, Multiaddr, NetConfig};
 use shoal_store::{ImportOptions, Options, Store};
 use shoal_transfer::{FetchEvent, FetchRequest, PeerAddr, Transfer, TransferConfig};
 use std::{path::PathBuf, sync::atomic::AtomicBool, time::Instant};
@@ -18,11 +18,12 @@ fn cpu_seconds() -> f64 {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);
     let (Some(file), Some(dir)) = (args.next(), args.next()) else { return Err("usage: pair FILE DIR".into()) };
-    let listen = || NetConfig { listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().into_iter().collect::<Vec<_>>()].concat(), ..NetConfig::default() };
+    let listen: Multiaddr = "/ip4/127.0.0.1/udp/0/quic-v1".parse()?;
     let mut peers = vec![];
     for name in ["seeder", "leecher"] {
         let store = Store::open(&dir.join(name), Options::default())?;
-        let (endpoint, _libp2p, incoming) = shoal_net::bind(&Keypair::generate_ed25519(), listen())?;
+        let config = NetConfig { listen: vec![listen.clone()], ..NetConfig::default() };
+        let (endpoint, _libp2p, incoming) = shoal_net::bind(&Keypair::generate_ed25519(), config)?;
         let transfer = Transfer::start(endpoint.clone(), incoming, store.clone(), TransferConfig::default());
         peers.push((store, endpoint, transfer));
     }

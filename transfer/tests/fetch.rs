@@ -1,5 +1,7 @@
 //! Fetches between real peers on loopback: what arrives, what is reported, what misbehaving peers can do about it.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 
 use common::{LIMIT, Manner, Peer, RawPeer, finish, noise};

@@ -1,6 +1,7 @@
 //! The hub's half that moves fetches on: from stage to stage, with every answer, to the end. No connection is opened here.
 
 use super::*;
+use crate::driver::link::PROTOCOL_FAULT;
 
 impl Hub {
     pub(super) fn fetch_mut(&mut self, root: &Cid, fetch: u64) -> Option<&mut FetchState> {
@@ -101,11 +102,8 @@ impl Hub {
         let now = self.now();
         let Some(r) = self.roots.get_mut(&root) else { return };
         let Some(f) = r.fetch.as_deref_mut().filter(|f| f.id == id) else { return };
-        let (Some(who), started) =
-            (r.members.iter().find(|(_, m)| m.ix == peer).map(|(p, _)| *p).or(Some(self.me)), f.started)
-        else {
-            return;
-        };
+        // gone meanwhile: what it brought counts all the same
+        let who = r.members.iter().find(|(_, m)| m.ix == peer).map(|(p, _)| *p);
         let Stage::Running(running) = &mut f.stage else { return };
         self.touched.insert(root);
         match event {
@@ -121,7 +119,7 @@ impl Hub {
                             let _wanted = running.swarm.handle_arrived(now, peer, batch, leaf);
                             running.swarm.handle_verified(now, peer, leaf);
                             running.dirty = true;
-                            f.first_leaf.get_or_insert(now.max(started));
+                            f.first_leaf.get_or_insert(now);
                             if !r.have.put(leaf as usize) {
                                 r.fresh.push(leaf);
                             }
@@ -145,7 +143,8 @@ impl Hub {
                     End::Lost => running.swarm.handle_ended(now, peer, batch, false),
                     End::Fault(why) => {
                         running.swarm.handle_ended(now, peer, batch, false);
-                        f.blame(who, format!("protocol fault: {why}"));
+                        let Some(who) = who else { return };
+                        f.blame(who, format!("{PROTOCOL_FAULT}: {why}"));
                         self.ban(root, who);
                         self.let_go(&who, &why);
                     }
