@@ -199,9 +199,7 @@ impl Endpoint {
 
     /// Stops accepting, closes every connection of both protocols, and waits for the handshakes to end and the goodbyes
     /// to leave, at most [`Limits::shutdown_grace`]. Later calls return at once. The port is free when the other
-    /// handles (connections, the transport) are dropped too.
-    ///
-    /// Cancel safe: what was begun goes on.
+    /// handles (connections, the transport) are dropped too. Dropping the future ends the wait and what it waited for.
     pub async fn shutdown(&self) {
         self.shared.cancel.cancel();
         let mut tasks = std::mem::take(&mut *self.owner.tasks.lock().unwrap_or_else(PoisonError::into_inner));

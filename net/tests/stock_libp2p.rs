@@ -129,9 +129,10 @@ async fn both_protocols_share_one_port_and_one_identity() {
         send.finish().unwrap();
         let mut recv = accepted.quinn().accept_uni().await.unwrap();
         assert_eq!(recv.read_to_end(1 << 20).await.unwrap().len(), 300_000);
-        dialed
+        // The table counts handles: keep both until it is read.
+        (dialed, accepted)
     };
-    let (dialed, ()) = tokio::join!(data, ping_both(&mut a, &mut b));
+    let ((dialed, _accepted), ()) = tokio::join!(data, ping_both(&mut a, &mut b));
     let stats = b_endpoint.stats();
     assert_eq!((stats.accepted_libp2p, stats.accepted_shoal, stats.open), (1, 1, 2));
 
