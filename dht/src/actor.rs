@@ -215,7 +215,7 @@ impl Actor {
             return;
         }
         let alone = self.is_alone();
-        self.publish.add(key.clone(), alone, reply);
+        self.publish.add(key.clone(), alone, now() + self.config.limits.provide_timeout, reply);
         self.publish_next();
     }
 
@@ -446,13 +446,14 @@ impl Actor {
             SeedState::Waiting(at) => Some(at),
             _ => None,
         });
-        let others = self.tell_at.into_iter().chain(self.searches.next_deadline());
+        let others = [self.tell_at, self.searches.next_deadline(), self.publish.next_deadline()].into_iter().flatten();
         seeds.chain(others).fold(self.expire_at, Instant::min)
     }
 
     fn on_deadlines(&mut self, now: Instant) {
         self.dial_seeds(now);
         self.searches.expire(now);
+        self.publish.expire(now);
         if self.tell_at.is_some_and(|at| at <= now) {
             self.tell_at = None;
             self.publish.tell_untold();

@@ -65,6 +65,8 @@ pub struct DhtLimits {
     pub publishing: usize,
     /// A search or a put takes no longer than this.
     pub query_timeout: Duration,
+    /// [`Dht::provide`](crate::Dht::provide) returns after this at the latest; the telling goes on.
+    pub provide_timeout: Duration,
     /// Finding a way to a provider that came without a usable address takes no longer than this.
     pub resolve_timeout: Duration,
     /// A search that begins before any peer is known waits this long for the first one.
@@ -98,6 +100,7 @@ impl Default for DhtLimits {
             providers_per_search: 128,
             publishing: 32,
             query_timeout: Duration::from_secs(20),
+            provide_timeout: Duration::from_secs(2),
             resolve_timeout: Duration::from_secs(10),
             join_timeout: Duration::from_secs(5),
             idle_connection: Duration::from_secs(300),

@@ -149,7 +149,7 @@ impl Dht {
     /// Announces that we have what `key` (a multihash) names, and does so again every
     /// [`reprovide_interval`](DhtConfig::reprovide_interval) until [`Dht::stop_providing`]. Returns when peers were told;
     /// at once when no peer is known, and they are told as soon as there are any. Never waits longer than
-    /// [`query_timeout`](crate::DhtLimits::query_timeout).
+    /// [`provide_timeout`](crate::DhtLimits::provide_timeout); the telling then goes on.
     ///
     /// Cancel safe: what was begun goes on.
     pub async fn provide(&self, key: Vec<u8>) -> Result<(), DhtError> {

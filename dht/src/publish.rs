@@ -2,7 +2,10 @@
 
 use crate::DhtError;
 use libp2p::kad::{QueryId, RecordKey};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Instant,
+};
 use tokio::sync::oneshot;
 
 type Reply = oneshot::Sender<Result<(), DhtError>>;
@@ -15,7 +18,7 @@ pub(crate) struct Publish {
     running: HashMap<QueryId, RecordKey>,
     /// Keys that no peer was told of.
     untold: HashSet<RecordKey>,
-    replies: HashMap<RecordKey, Vec<Reply>>,
+    replies: HashMap<RecordKey, Vec<(Instant, Reply)>>,
 }
 
 impl Publish {
@@ -29,14 +32,14 @@ impl Publish {
         }
     }
 
-    /// Announce this key, and answer when it is done; at once when we are `alone`.
-    pub(crate) fn add(&mut self, key: RecordKey, alone: bool, reply: Reply) {
+    /// Announce this key, and answer when it is done or at `until`; at once when we are `alone`.
+    pub(crate) fn add(&mut self, key: RecordKey, alone: bool, until: Instant, reply: Reply) {
         if alone {
             self.untold.insert(key);
-            answer(vec![reply]);
+            answer(vec![(until, reply)]);
             return;
         }
-        self.replies.entry(key.clone()).or_default().push(reply);
+        self.replies.entry(key.clone()).or_default().push((until, reply));
         self.enqueue(key);
     }
 
@@ -53,6 +56,21 @@ impl Publish {
         for key in keys {
             self.enqueue(key);
         }
+    }
+
+    /// Answers who has waited long enough; the announcements go on.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        self.replies.retain(|_, waiting| {
+            for (_, reply) in waiting.extract_if(.., |(until, _)| *until <= now) {
+                answer(vec![(now, reply)]);
+            }
+            !waiting.is_empty()
+        });
+    }
+
+    /// When [`Publish::expire`] has something to do.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.replies.values().flatten().map(|(until, _)| *until).min()
     }
 
     /// Whether some keys are known to nobody.
@@ -92,8 +110,8 @@ impl Publish {
     }
 }
 
-fn answer(replies: Vec<Reply>) {
-    for reply in replies {
+fn answer(replies: Vec<(Instant, Reply)>) {
+    for (_, reply) in replies {
         // The caller may have stopped waiting.
         reply.send(Ok(())).ok();
     }
@@ -102,6 +120,7 @@ fn answer(replies: Vec<Reply>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn key(n: u8) -> RecordKey {
         RecordKey::new(&[n])
@@ -111,7 +130,7 @@ mod tests {
     fn alone_is_answered_at_once_and_told_later() {
         let mut publish = Publish::new(2);
         let (reply, mut answer) = oneshot::channel();
-        publish.add(key(1), true, reply);
+        publish.add(key(1), true, Instant::now(), reply);
         assert!(answer.try_recv().unwrap().is_ok());
         assert!(publish.has_untold() && publish.next().is_none());
         publish.tell_untold();
@@ -124,8 +143,14 @@ mod tests {
         let mut publish = Publish::new(1);
         let (first, mut one) = oneshot::channel();
         let (second, mut two) = oneshot::channel();
-        publish.add(key(1), false, first);
-        publish.add(key(1), false, second);
+        let now = Instant::now();
+        let (third, mut late) = oneshot::channel();
+        publish.add(key(1), false, now + Duration::from_secs(1), first);
+        publish.add(key(1), false, now + Duration::from_secs(1), second);
+        publish.add(key(1), false, now, third);
+        assert_eq!(publish.next_deadline(), Some(now));
+        publish.expire(now);
+        assert!(late.try_recv().is_ok(), "patience has an end");
         assert_eq!(publish.next(), Some(key(1)));
         assert_eq!(publish.next(), None);
         assert!(one.try_recv().is_err());

@@ -277,8 +277,7 @@ impl Shared {
         let connection = connecting
             .await
             .map_err(|e| connect_error(e, addr, alpn, expected, proved.get(), self.limits.idle_timeout))?;
-        let got = tls::peer_of(&connection);
-        match (got, expected) {
+        match (proved.get().copied(), expected) {
             (Some(got), Some(expected)) if got != expected => {
                 connection.close(CLOSE_WRONG_PEER, b"wrong peer");
                 Err(ConnectError::WrongPeer { addr, expected, got })

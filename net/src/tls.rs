@@ -64,7 +64,7 @@ impl Tls {
         expected: Option<PeerId>,
     ) -> Result<(Arc<QuicClientConfig>, Arc<OnceLock<PeerId>>), rustls::Error> {
         let proved = Arc::new(OnceLock::new());
-        let verifier = Verifier { expected, proved: proved.clone() };
+        let verifier = Verifier { expected, proved: Some(proved.clone()) };
         let mut client = rustls::ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .dangerous() // rustls' word for "not the web's certificate authorities"
@@ -139,12 +139,13 @@ impl ResolvesServerCert for Identity {
 #[derive(Debug)]
 struct Verifier {
     expected: Option<PeerId>,
-    proved: Arc<OnceLock<PeerId>>,
+    /// Whom a dial found. The verifier of the accepting side serves all connections and keeps nothing.
+    proved: Option<Arc<OnceLock<PeerId>>>,
 }
 
 impl Verifier {
     fn anyone() -> Self {
-        Verifier { expected: None, proved: Arc::default() }
+        Verifier { expected: None, proved: None }
     }
 
     fn check(&self, leaf: &CertificateDer<'_>, more: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
@@ -152,14 +153,13 @@ impl Verifier {
             return Err(rustls::Error::General("a libp2p peer presents exactly one certificate".into()));
         }
         let peer = certificate::parse(leaf)?.peer_id();
-        if let Some(expected) = self.expected {
-            // Only a dial has an expectation, and a dial has a verifier of its own.
-            self.proved.get_or_init(|| peer);
-            if expected != peer {
-                return Err(CertificateError::ApplicationVerificationFailure.into());
-            }
+        if let Some(proved) = &self.proved {
+            proved.get_or_init(|| peer);
         }
-        Ok(())
+        match self.expected {
+            Some(expected) if expected != peer => Err(CertificateError::ApplicationVerificationFailure.into()),
+            _ => Ok(()),
+        }
     }
 }
 
