@@ -3,34 +3,35 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use shoal_content::{Cid, RelPath, ShoalLink};
 use shoal_net::Multiaddr;
-use shoal_transfer::{FetchEvent, FetchReport, FetchRequest, PeerAddr};
+use shoal_store::{CheckoutError, StoreError};
+use shoal_transfer::{FetchError, FetchEvent, FetchReport, FetchRequest, PeerAddr};
+
+use tokio::task::JoinHandle;
 
 use crate::{
-    BytePath, Class, Done, Event, Failure, Node, Progress, Root, Share, blame,
+    Class, Done, Event, Failure, Node, Progress, Root, Share, blame,
     discovery::{Discovery, Found},
+    node::BUSY_FOR,
     operation::Sink,
     rate::{Rate, per_second},
-    roots::blocking,
+    roots::{Claim, Rank, Taken},
 };
+
+/// Pause before another look at a destination that an earlier fetch is just leaving.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 impl Node {
     /// [`crate::Request::Fetch`].
-    pub(crate) async fn fetch(
-        &self,
-        sink: Sink,
-        link: &str,
-        paths: &[String],
-        dir: BytePath,
-        symlinks: bool,
-        stay: bool,
-    ) -> Result<(), Failure> {
+    pub(crate) async fn fetch(&self, sink: Sink, wish: Wish) -> Result<(), Failure> {
+        let Wish { link, paths, dir, symlinks, stay, rank } = wish;
         let link: ShoalLink = link.parse().map_err(|error| blame::link(&error))?;
-        let paths = selected(&link, paths)?;
+        let paths = selected(&link, &paths)?;
         let via = peers_of(&link);
         let root = link.root;
         for peer in &via {
@@ -40,46 +41,31 @@ impl Node {
                 }
             }
         }
-        let alone = via.is_empty();
-        let mut fetch = self
-            .transfer()
-            .fetch(FetchRequest {
-                root,
-                paths,
-                dir: dir.0,
-                name: link.name.clone(),
-                peers: via,
-                symlinks,
-                give_up_after: Some(self.config().settings().give_up_after),
-            })
-            .await
-            .map_err(|error| blame::fetch(&error))?;
-        let mut discovery = Discovery::new(self.dht().clone(), &root, self.endpoint().peer_id());
-        let mut state = State::new(root);
-        sink.event(Event::Searching { root: Root(root), providers: 0 }).await?;
-        let report = loop {
-            tokio::select! {
-                biased;
-                () = sink.cancelled() => return Err(Failure::interrupted()),
-                event = fetch.next() => match event {
-                    Some(FetchEvent::Done(report)) => break report,
-                    Some(FetchEvent::Failed(error)) => return Err(blame::fetch(&error)),
-                    Some(event) => self.tell(&sink, &mut state, event).await?,
-                    None => return Err(Failure::internal("a fetch ended without a report")),
-                },
-                found = discovery.next() => match found {
-                    Found::Provider(provider) => {
-                        let addrs = provider.addrs;
-                        self.transfer().add_peers(root, vec![PeerAddr { peer: provider.peer, addrs }]).await;
-                        sink.progress(Event::Searching { root: Root(root), providers: discovery.found() });
-                    }
-                    Found::Nobody if alone && state.rate.is_none() => return Err(nobody(root)),
-                    Found::Nobody => {}
-                },
+        let request = FetchRequest {
+            root,
+            paths,
+            dir,
+            name: link.name.clone(),
+            peers: via,
+            symlinks,
+            give_up_after: Some(self.config().settings().give_up_after),
+        };
+        let claim = self.claim(&sink, root, rank).await?;
+        let begun = Instant::now();
+        let done = loop {
+            match self.fetch_once(&sink, &link, request.clone()).await {
+                Ok(done) => break done,
+                // An earlier fetch of it was cancelled and is still putting its things away.
+                Err(Stop::Transfer(FetchError::Busy(_) | FetchError::Checkout(CheckoutError::Busy { .. })))
+                    if begun.elapsed() < BUSY_FOR && !sink.is_cancelled() =>
+                {
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+                Err(Stop::Transfer(error)) => return Err(blame::fetch(&error)),
+                Err(Stop::Failed(failure)) => return Err(failure),
             }
         };
-        let done = state.done(&link, &report, &discovery);
-        drop(discovery);
+        drop(claim);
         self.roots().set_serving(root, true);
         sink.event(Event::Done(done)).await?;
         if stay || self.is_daemon() {
@@ -89,6 +75,52 @@ impl Node {
             sink.cancelled().await;
         }
         Ok(())
+    }
+
+    /// Takes the root. What the daemon resumed by itself makes way for a command.
+    async fn claim(&self, sink: &Sink, root: Cid, rank: Rank) -> Result<Claim, Failure> {
+        let begun = Instant::now();
+        loop {
+            match self.roots().claim(root, rank, sink.token()) {
+                Ok(claim) => return Ok(claim),
+                Err(Taken::ByCommand(failure)) => return Err(failure),
+                Err(Taken::MakesWay(failure)) if begun.elapsed() > BUSY_FOR => return Err(failure),
+                Err(Taken::MakesWay(_)) => tokio::time::sleep(TRY_AGAIN).await,
+            }
+        }
+    }
+
+    /// One fetch by the transfer, with peers from the DHT, to its end.
+    async fn fetch_once(&self, sink: &Sink, link: &ShoalLink, request: FetchRequest) -> Result<Done, Stop> {
+        let (root, alone) = (request.root, request.peers.is_empty());
+        let mut fetch = self.transfer().fetch(request).await?;
+        let mut discovery = Discovery::new(self.dht().clone(), &root, self.endpoint().peer_id());
+        let mut state = State::new(root);
+        sink.progress(Event::Searching { root: Root(root), providers: 0 });
+        loop {
+            tokio::select! {
+                biased;
+                () = sink.cancelled() => return Err(Failure::interrupted().into()),
+                event = fetch.next() => match event {
+                    Some(FetchEvent::Done(report)) => {
+                        state.pinned().await;
+                        return Ok(state.done(link, &report, &discovery));
+                    }
+                    Some(FetchEvent::Failed(error)) => return Err(error.into()),
+                    Some(event) => self.tell(sink, &mut state, event).await?,
+                    None => return Err(Failure::internal("a fetch ended without a report").into()),
+                },
+                found = discovery.next() => match found {
+                    Found::Provider(provider) => {
+                        let addrs = provider.addrs;
+                        self.transfer().add_peers(root, vec![PeerAddr { peer: provider.peer, addrs }]).await;
+                        sink.progress(Event::Searching { root: Root(root), providers: discovery.found() });
+                    }
+                    Found::Nobody if alone && state.rate.is_none() => return Err(nobody(root).into()),
+                    Found::Nobody => {}
+                },
+            }
+        }
     }
 
     /// Passes on what the transfer says.
@@ -101,18 +133,12 @@ impl Node {
             }
             FetchEvent::Started { bytes_total, bytes_resumed, bytes_local } => {
                 state.rate = Some(Rate::new(Instant::now(), bytes_resumed + bytes_local));
+                // What was fetched is kept. Its record is there from now on.
                 let store = self.roots().store.clone();
-                // What was fetched is kept. The record is there from now on; a failure here will show again at its end.
-                let (pinned, files) = blocking(move || {
-                    let pinned = store.set_pinned(&root, true).map_err(|error| blame::store(&error));
-                    let files = store.root(&root).ok().flatten().map(|record| record.files);
-                    Ok((pinned, files))
-                })
-                .await?;
-                if let Err(failure) = pinned {
-                    tracing::warn!(%failure, "a fetched root is not pinned");
-                }
-                state.files = files.unwrap_or(state.files);
+                state.pinning = Some(tokio::task::spawn_blocking(move || {
+                    store.set_pinned(&root, true)?;
+                    Ok(store.root(&root)?.map_or(0, |record| record.files))
+                }));
                 sink.event(Event::Started { bytes_total, bytes_resumed, bytes_local }).await
             }
             FetchEvent::Progress { bytes_done, bytes_total, peers } => {
@@ -139,16 +165,59 @@ impl Node {
     }
 }
 
+/// What to fetch and where to.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(crate) link: String,
+    pub(crate) paths: Vec<String>,
+    pub(crate) dir: PathBuf,
+    pub(crate) symlinks: bool,
+    pub(crate) stay: bool,
+    pub(crate) rank: Rank,
+}
+
+/// Why one try of a fetch ended without its content.
+enum Stop {
+    Transfer(FetchError),
+    Failed(Failure),
+}
+
+impl From<FetchError> for Stop {
+    fn from(error: FetchError) -> Self {
+        Stop::Transfer(error)
+    }
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Stop::Failed(failure)
+    }
+}
+
 /// What is known of a fetch under way.
 struct State {
     root: Cid,
     files: u64,
     rate: Option<Rate>,
+    /// Pins the record, and says how many files it is about.
+    pinning: Option<JoinHandle<Result<u64, StoreError>>>,
 }
 
 impl State {
     fn new(root: Cid) -> Self {
-        State { root, files: 0, rate: None }
+        State { root, files: 0, rate: None, pinning: None }
+    }
+
+    /// Waits for the pin, which began with the fetch.
+    async fn pinned(&mut self) {
+        match self.pinning.take() {
+            Some(pinning) => match pinning.await {
+                Ok(Ok(files)) => self.files = files,
+                Ok(Err(error)) => tracing::warn!(%error, "what was fetched is not pinned"),
+                Err(error) => tracing::error!(%error, "what was fetched is not pinned"),
+            },
+            None => tracing::debug!("a fetch that never began to ask is not pinned"),
+        }
     }
 
     fn done(&self, link: &ShoalLink, report: &FetchReport, discovery: &Discovery) -> Done {

@@ -11,12 +11,13 @@ use shoal_transfer::{Counters, Transfer, TransferConfig};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    BytePath, CONTROL_VERSION, Config, Failure, Hello, Home, Id, Listening, Operation, PeerInfo, Request, Root,
+    CONTROL_VERSION, Config, Failure, Hello, Home, Id, Listening, Operation, PeerInfo, Request, Root,
     announce::Announcer,
     blame,
     control::{Run, Server},
+    fetch::Wish,
     operation::Sink,
-    roots::{Roots, Via, blocking},
+    roots::{Rank, Roots, Via, blocking},
 };
 
 /// Addresses in a link: enough for a machine with several networks, few enough to paste.
@@ -141,7 +142,7 @@ impl Node {
                 Request::Share { paths, stay } => node.share(sink, paths, stay).await,
                 Request::Unshare { what } => node.unshare(sink, what).await,
                 Request::Fetch { link, paths, dir, symlinks, stay } => {
-                    node.fetch(sink, &link, &paths, dir, symlinks, stay).await
+                    node.fetch(sink, Wish { link, paths, dir: dir.0, symlinks, stay, rank: Rank::Command }).await
                 }
                 Request::List => roots.list(sink).await,
                 Request::Stat { what } => roots.stat(sink, what).await,
@@ -292,8 +293,9 @@ impl Node {
             Err(failure) => return tracing::error!(%failure, "cannot list the fetches to resume"),
         };
         let unfinished = records.iter().filter(|record| !record.complete && record.kind == RootKind::Fetched);
-        let resumed = unfinished.filter_map(fetch_again).map(|request| async move {
-            let mut operation = self.run(request);
+        let resumed = unfinished.filter_map(fetch_again).map(|wish| async move {
+            let (node, tasks, stop) = (self.clone(), &self.inner.tasks, &self.inner.stop);
+            let mut operation = Operation::spawn(tasks, stop, move |sink| async move { node.fetch(sink, wish).await });
             loop {
                 match operation.next().await {
                     Ok(Some(event)) => tracing::debug!(?event, "resumed fetch"),
@@ -443,20 +445,21 @@ fn bind(home: &Home, keypair: &Keypair, config: &Config) -> Result<Bound, Failur
     Ok(bound)
 }
 
-/// The request that a fetch was started with, from its record.
-fn fetch_again(record: &RootRecord) -> Option<Request> {
+/// What a fetch was started with, from its record. Whether symlinks were asked for is not in there.
+fn fetch_again(record: &RootRecord) -> Option<Wish> {
     let several = record.selection.as_ref().is_some_and(|paths| paths.len() > 1);
     let dir = if several { record.path.as_path() } else { record.path.parent()? };
     let mut link = shoal_content::ShoalLink::new(record.root);
     if record.selection.is_none() {
         link.name = Some(record.name.clone());
     }
-    Some(Request::Fetch {
+    Some(Wish {
         link: link.to_string(),
         paths: record.selection.clone().unwrap_or_default(),
-        dir: BytePath(dir.to_owned()),
+        dir: dir.to_owned(),
         symlinks: false,
         stay: false,
+        rank: Rank::Resumed,
     })
 }
 

@@ -133,6 +133,11 @@ impl Sink {
         self.cancel.is_cancelled()
     }
 
+    /// The token that says so.
+    pub(crate) fn token(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
     /// Completes when it is time to stop.
     pub(crate) async fn cancelled(&self) {
         self.cancel.cancelled().await;

@@ -1,9 +1,14 @@
 //! The roots of a home: looking them up by what people call them, listing, pinning. Needs the store and no network.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, sync::Mutex, sync::PoisonError};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use shoal_content::{Cid, EntryKind, ShoalLink};
 use shoal_store::{RootKind, RootRecord, Store};
+use tokio_util::sync::CancellationToken;
 
 use crate::{Class, EntryInfo, Event, Failure, Root, RootInfo, blame, operation::Sink};
 
@@ -15,8 +20,43 @@ const MIN_PREFIX: usize = 10;
 pub(crate) struct Roots {
     pub(crate) store: Store,
     serving: Arc<Mutex<BTreeSet<Cid>>>,
+    fetching: Fetching,
     /// Addresses for links; none without a running node.
     via: Arc<dyn Via>,
+}
+
+/// Who wants a fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rank {
+    /// Somebody who waits for it.
+    Command,
+    /// A daemon that found it unfinished.
+    Resumed,
+}
+
+/// Why a root cannot be claimed.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// Somebody waits for the other fetch.
+    ByCommand(Failure),
+    /// The other fetch has been told to make way, and soon will have.
+    MakesWay(Failure),
+}
+
+/// Fetches under way, and how each is ended.
+type Fetching = Arc<Mutex<BTreeMap<Cid, (Rank, CancellationToken)>>>;
+
+/// The right to fetch a root.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    root: Cid,
+    fetching: Fetching,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.fetching.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.root);
+    }
 }
 
 /// Where links point to.
@@ -37,7 +77,7 @@ impl Via for Nowhere {
 
 impl Roots {
     pub(crate) fn new(store: Store, via: Arc<dyn Via>) -> Self {
-        Roots { store, serving: Arc::default(), via }
+        Roots { store, serving: Arc::default(), fetching: Arc::default(), via }
     }
 
     /// Notes that a root is served, or no longer; true if that is news.
@@ -48,6 +88,22 @@ impl Roots {
 
     pub(crate) fn serving(&self) -> BTreeSet<Cid> {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a root to fetch it, until the claim is dropped. `cancel` ends the fetch, should it have to make way.
+    pub(crate) fn claim(&self, root: Cid, rank: Rank, cancel: &CancellationToken) -> Result<Claim, Taken> {
+        let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((there, its_cancel)) = fetching.get(&root) {
+            let message = format!("{root} is being fetched already, by another command on this home");
+            let failure = Failure::new(Class::Exists, message, "wait for that to end, then run this again");
+            if *there == Rank::Command || rank == Rank::Resumed {
+                return Err(Taken::ByCommand(failure));
+            }
+            its_cancel.cancel();
+            return Err(Taken::MakesWay(failure));
+        }
+        fetching.insert(root, (rank, cancel.clone()));
+        Ok(Claim { root, fetching: self.fetching.clone() })
     }
 
     /// The addresses that links of this node carry.
