@@ -10,7 +10,7 @@ pub struct DhtConfig {
     pub kad_protocol: String,
     /// Peers to begin with: `/ip4|ip6/…/udp/…/quic-v1[/p2p/<peer>]`. They are dialled again whenever they are lost.
     pub bootstrap: Vec<Multiaddr>,
-    /// Find peers on the LAN by multicast DNS, and be found.
+    /// Find peers on the LAN by multicast DNS, and be found. Without effect while only loopback is listened on.
     pub mdns: bool,
     /// Relay connections of peers that nobody can dial, within libp2p's default limits (2 minutes, 128 KiB each).
     pub relay_server: bool,

@@ -130,6 +130,9 @@ impl Dht {
     ) -> Result<Dht, DhtError> {
         let us = keypair.public().to_peer_id();
         let key_bytes = config.limits.key_bytes;
+        // whoever listens on loopback only has nothing to tell the LAN, and must not talk to it
+        let lan = listen.iter().filter_map(shoal_net::from_multiaddr).any(|(addr, _)| !addr.ip().is_loopback());
+        let config = DhtConfig { mdns: config.mdns && lan, ..config };
         let mut swarm = behaviour::swarm(keypair, transport, &config)?;
         for addr in listen {
             swarm.listen_on(addr.clone()).map_err(|e| DhtError::Listen { addr, reason: e.to_string() })?;
