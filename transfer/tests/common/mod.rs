@@ -1,6 +1,6 @@
 //! Peers for tests: real endpoints on loopback, real stores in temporary directories; and a raw peer that speaks the
 //! protocol by hand, to misbehave with.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use shoal_content::{Cid, Profile, SHOAL_V1};
 use shoal_net::{Connection, Endpoint, Incoming, Keypair, NetConfig, PeerId};
