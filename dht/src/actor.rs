@@ -1,6 +1,13 @@
 //! The one task that owns the swarm: commands in, events handled, deadlines kept. What is decided without the swarm
 //! lives in the modules beside it.
 
+mod joining;
+mod reach;
+
+use self::{
+    joining::{Seed, SeedState},
+    reach::{MAX_RELAYS, PRIVATE_AFTER, is_global},
+};
 use crate::{
     DhtConfig, DhtError, PeerInfo, Provider,
     backoff::Backoff,
@@ -37,16 +44,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// After the first new peer, so long more are awaited before untold keys are announced: one query then serves all.
 const TELL_DELAY: Duration = Duration::from_millis(200);
-/// With so many peers, a lost bootstrap peer is not missed.
-const ENOUGH_PEERS: usize = 8;
-/// How long then until we look again.
-const NOT_MISSED: Duration = Duration::from_secs(60);
 /// How often expired records are dropped.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(600);
-/// So many failed tests of our public addresses in a row, by whichever peers, mean that we cannot be dialled.
-const PRIVATE_AFTER: u32 = 3;
-/// Relays that an unreachable peer asks to be reached through.
-const MAX_RELAYS: usize = 2;
 
 /// What the handle asks for.
 pub(crate) enum Command {
@@ -58,23 +57,6 @@ pub(crate) enum Command {
     ExternalAddrs { reply: oneshot::Sender<Vec<Multiaddr>> },
     AddAddress { peer: PeerId, addr: SocketAddr, reply: oneshot::Sender<()> },
     Shutdown { reply: oneshot::Sender<()> },
-}
-
-/// A bootstrap peer.
-struct Seed {
-    addr: Multiaddr,
-    peer: Option<PeerId>,
-    backoff: Backoff,
-    state: SeedState,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum SeedState {
-    Waiting(Instant),
-    Dialing(ConnectionId),
-    Connected(PeerId),
-    /// It is ourselves.
-    Never,
 }
 
 pub(crate) struct Actor {
@@ -350,95 +332,6 @@ impl Actor {
         self.searches.resolved(peer, &addrs);
     }
 
-    // Joining
-
-    fn dial_known(&mut self, peer: PeerId, addr: SocketAddr) {
-        if peer == self.us {
-            return;
-        }
-        let opts = DialOpts::peer_id(peer)
-            .addresses(vec![to_multiaddr(addr)])
-            .condition(PeerCondition::DisconnectedAndNotDialing)
-            .build();
-        if let Err(error) = self.swarm.dial(opts) {
-            tracing::debug!(%peer, %addr, %error, "not dialled");
-        }
-    }
-
-    fn dial_seeds(&mut self, now: Instant) {
-        let enough = self.book.len() >= ENOUGH_PEERS;
-        for seed in &mut self.seeds {
-            let SeedState::Waiting(at) = seed.state else { continue };
-            if at > now {
-                continue;
-            }
-            if enough {
-                seed.state = SeedState::Waiting(now + NOT_MISSED);
-                continue;
-            }
-            let opts = match seed.peer {
-                Some(peer) => DialOpts::peer_id(peer)
-                    .addresses(vec![seed.addr.clone()])
-                    .condition(PeerCondition::DisconnectedAndNotDialing)
-                    .build(),
-                None => DialOpts::unknown_peer_id().address(seed.addr.clone()).build(),
-            };
-            let id = opts.connection_id();
-            seed.state = match self.swarm.dial(opts) {
-                Ok(()) => SeedState::Dialing(id),
-                Err(DialError::LocalPeerId { .. }) => SeedState::Never,
-                Err(DialError::DialPeerConditionFalse(_))
-                    if seed.peer.is_some_and(|peer| self.swarm.is_connected(&peer)) =>
-                {
-                    SeedState::Connected(seed.peer.unwrap_or(self.us))
-                }
-                Err(error) => {
-                    tracing::debug!(addr = %seed.addr, %error, "bootstrap peer not dialled");
-                    SeedState::Waiting(now + seed.backoff.next(&mut self.random))
-                }
-            };
-        }
-    }
-
-    fn seed_failed(&mut self, id: ConnectionId, error: &DialError) {
-        let at = now();
-        for seed in self.seeds.iter_mut().filter(|seed| seed.state == SeedState::Dialing(id)) {
-            if matches!(error, DialError::LocalPeerId { .. }) {
-                seed.state = SeedState::Never;
-                continue;
-            }
-            let delay = seed.backoff.next(&mut self.random);
-            tracing::info!(addr = %seed.addr, %error, ?delay, "bootstrap peer not reached; trying again");
-            seed.state = SeedState::Waiting(at + delay);
-        }
-    }
-
-    fn seed_connected(&mut self, peer: PeerId, id: ConnectionId) {
-        let mut joined = Vec::new();
-        for seed in &mut self.seeds {
-            let same = seed.state == SeedState::Dialing(id) || seed.peer == Some(peer);
-            if same && seed.state != SeedState::Connected(peer) {
-                seed.state = SeedState::Connected(peer);
-                seed.backoff.reset();
-                joined.push(seed.addr.clone());
-            }
-        }
-        let any = !joined.is_empty();
-        for addr in joined {
-            self.kad().add_address(&peer, without_peer(addr));
-        }
-        if any && let Err(error) = self.kad().bootstrap() {
-            tracing::debug!(%error, "no bootstrap");
-        }
-    }
-
-    fn seed_lost(&mut self, peer: PeerId) {
-        let at = now();
-        for seed in self.seeds.iter_mut().filter(|seed| seed.state == SeedState::Connected(peer)) {
-            seed.state = SeedState::Waiting(at + seed.backoff.next(&mut self.random));
-        }
-    }
-
     // Deadlines
 
     fn next_deadline(&self) -> Instant {
@@ -611,78 +504,11 @@ impl Actor {
             self.use_relays();
         }
     }
-
-    // Reachability
-
-    /// Tells others our addresses on local networks: no peer outside could test them, and those inside can use them.
-    /// Public ones wait for AutoNAT's test. Loopback counts only where there is nothing else.
-    fn claim(&mut self) {
-        let local: Vec<_> = self
-            .swarm
-            .listeners()
-            .filter_map(|addr| dialable(addr).map(|(_, _, scope)| (addr.clone(), scope)))
-            .collect();
-        let only_loopback = local.iter().all(|(_, scope)| *scope == Scope::Loopback);
-        let wanted: BTreeSet<_> = local
-            .into_iter()
-            .filter(|(_, scope)| *scope == Scope::Private || (*scope == Scope::Loopback && only_loopback))
-            .map(|(addr, _)| addr)
-            .collect();
-        for gone in self.claimed.difference(&wanted) {
-            self.swarm.remove_external_address(gone);
-        }
-        for new in wanted.difference(&self.claimed) {
-            self.swarm.add_external_address(new.clone());
-        }
-        self.claimed = wanted;
-    }
-
-    fn reachable(&mut self) {
-        self.failed_tests = 0;
-        if self.config.server_mode {
-            self.kad().set_mode(Some(kad::Mode::Server));
-        }
-        for (listener, _) in std::mem::take(&mut self.relays) {
-            self.swarm.remove_listener(listener);
-        }
-    }
-
-    /// Nobody can dial us from outside: be a client of the DHT, and be reached through relays.
-    fn unreachable(&mut self) {
-        if self.swarm.external_addresses().any(is_global) {
-            self.failed_tests = 0;
-            return;
-        }
-        tracing::info!("no peer could dial us; asking relays");
-        self.kad().set_mode(Some(kad::Mode::Client));
-        self.use_relays();
-    }
-
-    fn use_relays(&mut self) {
-        let candidates: Vec<_> = self.book.relays().collect();
-        for (relay, socket) in candidates {
-            if self.relays.len() >= MAX_RELAYS {
-                return;
-            }
-            if self.relays.iter().any(|(_, known)| *known == relay) {
-                continue;
-            }
-            let addr = to_multiaddr(socket).with(Protocol::P2p(relay)).with(Protocol::P2pCircuit);
-            match self.swarm.listen_on(addr) {
-                Ok(listener) => self.relays.push((listener, relay)),
-                Err(error) => tracing::debug!(%relay, %error, "no circuit"),
-            }
-        }
-    }
 }
 
 /// tokio's clock, which tests can pause.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-fn is_global(addr: &Multiaddr) -> bool {
-    dialable(addr).is_some_and(|(_, _, scope)| scope == Scope::Global)
 }
 
 fn is_circuit(addr: &Multiaddr) -> bool {

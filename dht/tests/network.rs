@@ -102,6 +102,13 @@ async fn twenty_peers_that_know_one_find_a_provider_and_can_dial_it() {
     times.sort();
     println!("time to first provider: median {:?}, worst {:?}", times[times.len() / 2], times[times.len() - 1]);
 
+    // Among so few, everybody holds the record. One who comes anew holds nothing: it must join and ask.
+    let began = Instant::now();
+    let newcomer = Peer::start(vec![first.addr()]);
+    let answer = within(newcomer.dht.find_providers(key(1)).await.unwrap().recv()).await.expect("nobody was found");
+    println!("newcomer, from start to first provider: {:?}", began.elapsed());
+    assert_eq!((answer.peer, answer.addrs[0]), (provider.id(), provider.endpoint.local_addr()));
+
     // The provider itself finds nobody else.
     assert_eq!(all(provider.dht.find_providers(key(1)).await.unwrap()).await, []);
     assert_eq!(all(peers[0].dht.find_providers(key(2)).await.unwrap()).await, []);

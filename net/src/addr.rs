@@ -12,7 +12,7 @@ pub fn to_multiaddr(addr: SocketAddr) -> Multiaddr {
 }
 
 /// Reads `/ip4|ip6/…/udp/…/quic-v1[/p2p/…]`; anything else (names, TCP, circuits) is `None`. The address comes out
-/// canonical, as from [`canonical`].
+/// canonical: IPv4 where it is an IPv4 address mapped into IPv6.
 pub fn from_multiaddr(addr: &Multiaddr) -> Option<(SocketAddr, Option<PeerId>)> {
     let mut parts = addr.iter();
     let ip: IpAddr = match parts.next()? {
