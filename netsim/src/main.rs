@@ -1,2 +1,110 @@
-//! Placeholder.
-fn main() {}
+//! The command line of the simulator.
+
+use anyhow::ensure;
+use clap::{Args, Parser, Subcommand};
+use shoal_netsim::{Options, scenario::Serving, simulate};
+use std::time::Instant;
+
+/// Simulates swarms that run the product's scheduler.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs one simulation and prints what it came to.
+    Run(Run),
+}
+
+#[derive(Args)]
+struct Run {
+    /// Leechers at the start.
+    #[arg(long, default_value_t = 10)]
+    peers: usize,
+    /// Decides everything that is left to chance.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Runs this many seeds, from the given one on.
+    #[arg(long, default_value_t = 1)]
+    runs: u64,
+    /// Content, MB.
+    #[arg(long, default_value_t = 134.0)]
+    megabytes: f64,
+    /// Mean link, Mbit/s.
+    #[arg(long, default_value_t = 80.0)]
+    mbit: f64,
+    /// One-way delay, ms.
+    #[arg(long, default_value_t = 5.0)]
+    latency_ms: f64,
+    /// Leechers come within this many ms of each other.
+    #[arg(long, default_value_t = 50.0)]
+    spread_ms: f64,
+    /// Links differ.
+    #[arg(long)]
+    mixed: bool,
+    /// Part of the leechers that goes and is replaced.
+    #[arg(long, default_value_t = 0.0)]
+    churn: f64,
+    /// Part of the leechers that comes late.
+    #[arg(long, default_value_t = 0.0)]
+    late: f64,
+    /// Part of the leechers that never serves.
+    #[arg(long, default_value_t = 0.0)]
+    free_riders: f64,
+    /// Peers that answer with wrong bytes.
+    #[arg(long, default_value_t = 0)]
+    corrupters: usize,
+    /// The seed goes once every leaf was seen elsewhere.
+    #[arg(long)]
+    seed_leaves: bool,
+    /// Connections of each peer; all without it.
+    #[arg(long)]
+    degree: Option<usize>,
+    /// Requests that a peer answers at the same time.
+    #[arg(long)]
+    at_once: Option<usize>,
+    /// Peers that a peer serves at the same time.
+    #[arg(long)]
+    slots: Option<usize>,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Run(run) => run.run(),
+    }
+}
+
+impl Run {
+    fn run(self) -> anyhow::Result<()> {
+        ensure!(self.peers > 0, "--peers must be at least 1");
+        ensure!(self.megabytes > 0.0 && self.mbit > 0.0, "--megabytes and --mbit must be more than 0");
+        for seed in self.seed..self.seed + self.runs {
+            let options = Options {
+                peers: self.peers,
+                seed,
+                bytes: (self.megabytes * 1e6) as u64,
+                rate: self.mbit * 1e6 / 8.0,
+                latency: self.latency_ms / 1e3,
+                spread: self.spread_ms / 1e3,
+                mixed: self.mixed,
+                churn: self.churn,
+                late: self.late,
+                free_riders: self.free_riders,
+                corrupters: self.corrupters,
+                seed_leaves: self.seed_leaves,
+                degree: self.degree,
+                serving: Serving {
+                    answers_at_once: self.at_once.unwrap_or(usize::MAX),
+                    upload_slots: self.slots.unwrap_or(usize::MAX),
+                    ..Serving::default()
+                },
+            };
+            let begun = Instant::now();
+            println!("{} in {:.1} s", simulate(&options), begun.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,755 @@
+//! The simulated swarm: peers that run the product's scheduler core, and what its driver does around it, as events in time.
+//!
+//! As in the driver: a peer joins, learns the tree and the others from the seed, announces a leaf once it is whole,
+//! asks in batches that are answered in order, at most so many of one connection at a time; connections share an uplink
+//! evenly; a cancelled request stops when the word reaches the server. Never here: a decision of the scheduler.
+
+use crate::{
+    fluid::{FlowId, Fluid, LinkId},
+    report::Outcome,
+    rng::Rng,
+    scenario::{Kind, Options, PeerPlan, Scenario, Serving},
+};
+use fixedbitset::FixedBitSet;
+use shoal_transfer::{
+    choke::{Choker, Verdict},
+    swarm::{Action, BatchId, PeerIx, Swarm, SwarmConfig},
+};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
+
+/// From the last byte of a leaf to its announcement: verifying and writing.
+const VERIFY_NS: u64 = 1_000_000;
+/// From joining to taking part, in one-way delays: the handshake with the seed, the request for the tree and its answer,
+/// the introduction and the handshakes with the others, which overlap.
+const START_DELAYS: u64 = 6;
+/// A run that takes so many times the ideal time has failed.
+const GIVE_UP: f64 = 20.0;
+
+#[derive(Debug)]
+enum Event {
+    Join(u32),
+    Start(u32),
+    Leave(u32),
+    /// `peer` notices that `gone` has left.
+    Gone {
+        peer: u32,
+        gone: u32,
+    },
+    Request {
+        server: u32,
+        client: u32,
+        batch: BatchId,
+        leaves: Vec<u32>,
+    },
+    Cancel {
+        server: u32,
+        client: u32,
+        batch: BatchId,
+    },
+    Leaf {
+        client: u32,
+        server: u32,
+        batch: BatchId,
+        leaf: u32,
+        bytes: f64,
+    },
+    Refused {
+        client: u32,
+        server: u32,
+        batch: BatchId,
+    },
+    Have {
+        from: u32,
+        leaf: u32,
+    },
+    Interested {
+        from: u32,
+        to: u32,
+        yes: bool,
+    },
+    Choke {
+        from: u32,
+        to: u32,
+        yes: bool,
+    },
+    Timer(u32),
+    ChokeTimer(u32),
+}
+
+/// An answer that is being sent.
+#[derive(Debug)]
+struct Answer {
+    batch: BatchId,
+    leaves: Vec<u32>,
+    at: usize,
+    /// Bytes of the current leaf that are still to be sent, and those sent that the client has not been told of.
+    left: f64,
+    untold: f64,
+}
+
+/// What a serving peer keeps for one client.
+#[derive(Debug, Default)]
+struct Conn {
+    flow: Option<FlowId>,
+    waiting: VecDeque<(BatchId, Vec<u32>)>,
+    active: Vec<Answer>,
+}
+
+struct Node {
+    plan: PeerPlan,
+    up: LinkId,
+    down: LinkId,
+    present: bool,
+    swarm: Option<Box<Swarm>>,
+    have: FixedBitSet,
+    neighbours: BTreeSet<u32>,
+    open: BTreeMap<BatchId, u32>,
+    timer: u64,
+    done_at: Option<u64>,
+    conns: BTreeMap<u32, Conn>,
+    /// Clients with a request that waits for a turn, in order.
+    queue: VecDeque<u32>,
+    answering: usize,
+    choker: Choker<u32>,
+    choke_timer: u64,
+    choked: BTreeSet<u32>,
+    sent: f64,
+    received: f64,
+}
+
+/// A simulation.
+pub struct World {
+    options: Options,
+    scenario: Scenario,
+    sizes: Arc<[u32]>,
+    config: SwarmConfig,
+    serving: Serving,
+    latency: u64,
+    now: u64,
+    number: u64,
+    queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    /// Events by the index in the queue; slots are reused.
+    events: Vec<Option<Event>>,
+    free: Vec<usize>,
+    fluid: Fluid,
+    nodes: Vec<Node>,
+    /// Server and client of each flow.
+    flows: Vec<(u32, u32)>,
+    rng: Rng,
+    waiting_for: usize,
+    /// Leaves that some peer beside the seed has.
+    seen: FixedBitSet,
+    drops: u64,
+    handled: u64,
+    digest: u64,
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 * 1e-9
+}
+
+fn nanos(seconds: f64) -> u64 {
+    (seconds * 1e9) as u64
+}
+
+/// A peer's tag for striping, as good as a hash of its identity.
+fn tag(seed: u64, node: u32) -> u64 {
+    Rng::new(seed ^ (u64::from(node) << 32) ^ 0x7a67).bits()
+}
+
+impl World {
+    /// The scenario of `options`, before its first event.
+    pub fn new(options: &Options) -> Self {
+        let scenario = options.scenario();
+        let mut fluid = Fluid::default();
+        let leaves = scenario.sizes.len();
+        let nodes: Vec<Node> = (scenario.peers.iter())
+            .map(|plan| {
+                let mut have = FixedBitSet::with_capacity(leaves);
+                if matches!(plan.kind, Kind::Seed | Kind::Corrupter) {
+                    have.insert_range(..);
+                }
+                Node {
+                    up: fluid.link(plan.up),
+                    down: fluid.link(plan.down),
+                    plan: plan.clone(),
+                    present: false,
+                    swarm: None,
+                    have,
+                    neighbours: BTreeSet::new(),
+                    open: BTreeMap::new(),
+                    timer: u64::MAX,
+                    done_at: None,
+                    conns: BTreeMap::new(),
+                    queue: VecDeque::new(),
+                    answering: 0,
+                    choker: Choker::new(options.serving.upload_slots),
+                    choke_timer: u64::MAX,
+                    choked: BTreeSet::new(),
+                    sent: 0.0,
+                    received: 0.0,
+                }
+            })
+            .collect();
+        let waiting_for = nodes.iter().filter(|n| n.must_finish()).count();
+        World {
+            options: options.clone(),
+            sizes: scenario.sizes.clone().into(),
+            config: SwarmConfig::default(),
+            serving: options.serving,
+            latency: nanos(options.latency),
+            scenario,
+            now: 0,
+            number: 0,
+            queue: BinaryHeap::new(),
+            events: vec![],
+            free: vec![],
+            fluid,
+            nodes,
+            flows: vec![],
+            rng: Rng::new(options.seed ^ 0xbeef),
+            waiting_for,
+            seen: FixedBitSet::with_capacity(leaves),
+            drops: 0,
+            handled: 0,
+            digest: 0,
+        }
+    }
+
+    /// Runs until every peer that stays has everything, or no end is in sight.
+    pub fn run(mut self) -> Outcome {
+        for node in 0..self.nodes.len() as u32 {
+            let plan = &self.nodes[node as usize].plan;
+            let (joins, leaves) = (nanos(plan.joins), plan.leaves.map(nanos));
+            self.at(joins, Event::Join(node));
+            if let Some(leaves) = leaves {
+                self.at(leaves, Event::Leave(node));
+            }
+        }
+        let limit = nanos(self.scenario.ideal * GIVE_UP);
+        while self.waiting_for > 0 {
+            let event = self.queue.peek().map(|Reverse((at, _, _))| *at);
+            let due = self.fluid.next_due();
+            let Some(next) = event.into_iter().chain(due).min().filter(|t| *t <= limit) else { break };
+            self.now = self.now.max(next);
+            self.handled += 1;
+            if due == Some(next) {
+                if let Some(flow) = self.fluid.pop_due() {
+                    self.due(flow);
+                }
+            } else if let Some(Reverse((_, _, slot))) = self.queue.pop()
+                && let Some(event) = self.events[slot].take()
+            {
+                self.free.push(slot);
+                self.handle(event);
+            }
+            self.fluid.settle(self.now);
+        }
+        self.outcome()
+    }
+
+    fn at(&mut self, time: u64, event: Event) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[slot] = Some(event);
+        self.number += 1;
+        self.queue.push(Reverse((time, self.number, slot)));
+    }
+
+    fn soon(&mut self, event: Event) {
+        self.at(self.now + self.latency, event);
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = Duration::from_nanos(self.now);
+        match event {
+            Event::Join(node) => self.at(self.now + START_DELAYS * self.latency, Event::Start(node)),
+            Event::Start(node) => self.start(node),
+            Event::Leave(node) => self.leave(node),
+            Event::Gone { peer, gone } => self.gone(peer, gone),
+            Event::Request { server, client, batch, leaves } => self.request(server, client, batch, leaves),
+            Event::Cancel { server, client, batch } => self.cancelled(server, client, batch),
+            Event::Leaf { client, server, batch, leaf, bytes } => self.leaf(client, server, batch, leaf, bytes),
+            Event::Refused { client, server, batch } => {
+                if self.nodes[client as usize].open.remove(&batch).is_some()
+                    && let Some(swarm) = &mut self.nodes[client as usize].swarm
+                {
+                    swarm.handle_ended(now, PeerIx(server), batch, true);
+                    self.drive(client);
+                }
+            }
+            Event::Have { from, leaf } => self.have(from, leaf),
+            Event::Interested { from, to, yes } => {
+                if self.nodes[to as usize].neighbours.contains(&from) {
+                    let verdicts = self.nodes[to as usize].choker.handle_interested(now, from, yes);
+                    self.choke(to, verdicts);
+                }
+            }
+            Event::Choke { from, to, yes } => {
+                if let Some(swarm) = &mut self.nodes[to as usize].swarm {
+                    swarm.handle_choke(now, PeerIx(from), yes);
+                    self.drive(to);
+                }
+            }
+            Event::Timer(node) => self.timer(node),
+            Event::ChokeTimer(node) => {
+                self.nodes[node as usize].choke_timer = u64::MAX;
+                let verdicts = self.nodes[node as usize].choker.handle_timeout(now);
+                self.choke(node, verdicts);
+            }
+        }
+    }
+
+    // ---- coming and going ----
+
+    fn start(&mut self, id: u32) {
+        let node = &mut self.nodes[id as usize];
+        node.present = true;
+        if matches!(node.plan.kind, Kind::Leecher | Kind::FreeRider) {
+            let mut wanted = FixedBitSet::with_capacity(self.sizes.len());
+            wanted.insert_range(..);
+            let tag = tag(self.options.seed, id);
+            let swarm = Swarm::new(self.config.clone(), tag, self.sizes.clone(), &wanted, &node.have);
+            node.swarm = Some(Box::new(swarm));
+        }
+        let mut others: Vec<u32> =
+            (0..self.nodes.len() as u32).filter(|o| *o != id && self.nodes[*o as usize].present).collect();
+        if let Some(degree) = self.options.degree {
+            // each newcomer dials half of what it may have; the other half dials it
+            let dialled = self.rng.choose(others.len(), degree.div_ceil(2));
+            others = dialled
+                .into_iter()
+                .map(|i| others[i])
+                .filter(|o| self.nodes[*o as usize].neighbours.len() < degree)
+                .collect();
+            others.sort_unstable();
+        }
+        for other in others {
+            self.nodes[id as usize].neighbours.insert(other);
+            self.nodes[other as usize].neighbours.insert(id);
+            self.introduce(id, other);
+            self.introduce(other, id);
+            self.drive(other);
+        }
+        self.drive(id);
+    }
+
+    /// `who` hears of `peer` and of what it has.
+    fn introduce(&mut self, who: u32, peer: u32) {
+        let now = Duration::from_nanos(self.now);
+        let Some(mut swarm) = self.nodes[who as usize].swarm.take() else { return };
+        let there = &self.nodes[peer as usize];
+        swarm.handle_peer(now, PeerIx(peer), tag(self.options.seed, peer), Duration::from_nanos(2 * self.latency));
+        if there.plan.kind != Kind::FreeRider && !swarm.handle_have(now, PeerIx(peer), &ranges(&there.have)) {
+            unreachable!("haves are of the same content");
+        }
+        self.nodes[who as usize].swarm = Some(swarm);
+    }
+
+    fn leave(&mut self, id: u32) {
+        let node = &mut self.nodes[id as usize];
+        if !node.present {
+            return;
+        }
+        node.present = false;
+        node.swarm = None;
+        let neighbours = std::mem::take(&mut node.neighbours);
+        for peer in neighbours {
+            self.nodes[peer as usize].neighbours.remove(&id);
+            self.close(id, peer);
+            self.close(peer, id);
+            self.soon(Event::Gone { peer, gone: id });
+        }
+    }
+
+    fn gone(&mut self, peer: u32, gone: u32) {
+        let now = Duration::from_nanos(self.now);
+        let node = &mut self.nodes[peer as usize];
+        node.open.retain(|_, server| *server != gone);
+        let verdicts = node.choker.handle_gone(now, gone);
+        if let Some(swarm) = &mut node.swarm {
+            swarm.handle_gone(now, PeerIx(gone));
+        }
+        self.choke(peer, verdicts);
+        self.drive(peer);
+    }
+
+    /// `peer` ends its connection with `other`.
+    fn unlink(&mut self, peer: u32, other: u32) {
+        if self.nodes[peer as usize].neighbours.remove(&other) {
+            self.nodes[other as usize].neighbours.remove(&peer);
+            self.close(peer, other);
+            self.close(other, peer);
+            self.nodes[peer as usize].open.retain(|_, server| *server != other);
+            self.soon(Event::Gone { peer: other, gone: peer });
+        }
+    }
+
+    /// Whatever `server` was sending to `client` stops.
+    fn close(&mut self, server: u32, client: u32) {
+        self.progress(server, client);
+        let node = &mut self.nodes[server as usize];
+        node.choked.remove(&client);
+        let Some(conn) = node.conns.remove(&client) else { return };
+        node.answering -= conn.active.len();
+        node.queue.retain(|c| *c != client);
+        if let Some(flow) = conn.flow {
+            self.fluid.stop(flow);
+        }
+        self.answer_next(server);
+    }
+
+    // ---- serving ----
+
+    fn request(&mut self, server: u32, client: u32, batch: BatchId, leaves: Vec<u32>) {
+        let node = &mut self.nodes[server as usize];
+        if !node.neighbours.contains(&client) {
+            return;
+        }
+        if node.choked.contains(&client) || node.plan.kind == Kind::FreeRider {
+            return self.soon(Event::Refused { client, server, batch });
+        }
+        node.conns.entry(client).or_default().waiting.push_back((batch, leaves));
+        node.queue.push_back(client);
+        self.answer_next(server);
+    }
+
+    /// Begins to answer what has a turn.
+    fn answer_next(&mut self, server: u32) {
+        let mut at = 0;
+        loop {
+            let node = &mut self.nodes[server as usize];
+            if node.answering >= self.serving.answers_at_once {
+                return;
+            }
+            let Some(client) = node.queue.get(at).copied() else { return };
+            let Some(conn) = node.conns.get_mut(&client).filter(|c| !c.waiting.is_empty()) else {
+                node.queue.remove(at);
+                continue;
+            };
+            if conn.active.len() >= self.serving.answers_per_connection {
+                at += 1;
+                continue;
+            }
+            node.queue.remove(at);
+            let Some((batch, leaves)) = conn.waiting.pop_front() else { continue };
+            let left = f64::from(self.sizes[leaves[0] as usize]);
+            node.answering += 1;
+            self.progress(server, client);
+            if let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) {
+                conn.active.push(Answer { batch, leaves, at: 0, left, untold: 0.0 });
+            }
+            self.aim(server, client);
+        }
+    }
+
+    /// Books what a connection has moved.
+    fn progress(&mut self, server: u32, client: u32) {
+        let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) else { return };
+        let Some(flow) = conn.flow else { return };
+        let moved = self.fluid.take(self.now, flow);
+        let each = moved / conn.active.len().max(1) as f64;
+        for answer in &mut conn.active {
+            answer.left -= each;
+            answer.untold += each;
+        }
+        self.nodes[server as usize].sent += moved;
+        self.nodes[client as usize].received += moved;
+    }
+
+    /// Sets when a connection's flow is due next; ends the flow when there is nothing to send.
+    fn aim(&mut self, server: u32, client: u32) {
+        let (up, down) = (self.nodes[server as usize].up, self.nodes[client as usize].down);
+        let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) else { return };
+        let nearest = conn.active.iter().map(|a| a.left.max(0.0)).fold(f64::INFINITY, f64::min);
+        let goal = nearest * conn.active.len() as f64;
+        match conn.flow {
+            Some(flow) if conn.active.is_empty() => {
+                conn.flow = None;
+                self.fluid.stop(flow);
+            }
+            Some(flow) => self.fluid.set_goal(flow, goal),
+            None if conn.active.is_empty() => {}
+            None => {
+                let flow = self.fluid.start(self.now, up, down, goal);
+                conn.flow = Some(flow);
+                if self.flows.len() <= flow as usize {
+                    self.flows.resize(flow as usize + 1, (0, 0));
+                }
+                self.flows[flow as usize] = (server, client);
+            }
+        }
+        if let Some(conn) = self.nodes[server as usize].conns.get(&client)
+            && conn.active.is_empty()
+            && conn.waiting.is_empty()
+        {
+            self.nodes[server as usize].conns.remove(&client);
+        }
+    }
+
+    /// A leaf of a flow may be through.
+    fn due(&mut self, flow: FlowId) {
+        let (server, client) = self.flows[flow as usize];
+        self.progress(server, client);
+        let mut through = vec![];
+        let mut refused = vec![];
+        let choked = self.nodes[server as usize].choked.contains(&client);
+        let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) else { return };
+        for answer in &mut conn.active {
+            // half a byte of rounding
+            while answer.left <= 0.5 && answer.at < answer.leaves.len() {
+                through.push((answer.batch, answer.leaves[answer.at], answer.untold));
+                answer.untold = 0.0;
+                answer.at += 1;
+                if let Some(next) = answer.leaves.get(answer.at) {
+                    answer.left += f64::from(self.sizes[*next as usize]);
+                    if choked {
+                        refused.push(answer.batch);
+                        answer.at = answer.leaves.len();
+                    }
+                }
+            }
+        }
+        let before = conn.active.len();
+        conn.active.retain(|a| a.at < a.leaves.len());
+        let ended = before - conn.active.len();
+        self.nodes[server as usize].answering -= ended;
+        self.aim(server, client);
+        for (batch, leaf, bytes) in through {
+            let at = self.now + self.latency + VERIFY_NS;
+            self.at(at, Event::Leaf { client, server, batch, leaf, bytes });
+        }
+        for batch in refused {
+            self.at(self.now + self.latency + VERIFY_NS, Event::Refused { client, server, batch });
+        }
+        if ended > 0 {
+            self.answer_next(server);
+        }
+    }
+
+    fn cancelled(&mut self, server: u32, client: u32, batch: BatchId) {
+        self.progress(server, client);
+        let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) else { return };
+        conn.waiting.retain(|(b, _)| *b != batch);
+        let before = conn.active.len();
+        conn.active.retain(|a| a.batch != batch);
+        let ended = before - conn.active.len();
+        self.nodes[server as usize].answering -= ended;
+        self.aim(server, client);
+        self.answer_next(server);
+    }
+
+    // ---- fetching ----
+
+    fn leaf(&mut self, client: u32, server: u32, batch: BatchId, leaf: u32, bytes: f64) {
+        let now = Duration::from_nanos(self.now);
+        let corrupt = self.nodes[server as usize].plan.kind == Kind::Corrupter;
+        let node = &mut self.nodes[client as usize];
+        if node.open.get(&batch) != Some(&server) {
+            return;
+        }
+        let Some(swarm) = &mut node.swarm else { return };
+        let peer = PeerIx(server);
+        swarm.handle_bytes(now, peer, bytes.round() as u64);
+        if node.have.contains(leaf as usize) {
+            swarm.handle_duplicate(now, peer, batch, leaf);
+        } else {
+            let _wanted = swarm.handle_arrived(now, peer, batch, leaf);
+            if corrupt {
+                swarm.handle_corrupt(now, peer, leaf);
+            } else {
+                swarm.handle_verified(now, peer, leaf);
+                node.have.insert(leaf as usize);
+                if node.plan.kind == Kind::Leecher {
+                    self.seen.insert(leaf as usize);
+                    self.soon(Event::Have { from: client, leaf });
+                }
+            }
+        }
+        self.drive(client);
+        if self.options.seed_leaves && self.nodes[0].present && self.seen.is_full() {
+            self.leave(0);
+        }
+    }
+
+    fn have(&mut self, from: u32, leaf: u32) {
+        let now = Duration::from_nanos(self.now);
+        let neighbours: Vec<u32> = self.nodes[from as usize].neighbours.iter().copied().collect();
+        for peer in &neighbours {
+            if let Some(swarm) = &mut self.nodes[*peer as usize].swarm {
+                if !swarm.handle_have(now, PeerIx(from), &[leaf..leaf + 1]) {
+                    unreachable!("haves are of the same content");
+                }
+                self.drive(*peer);
+            }
+        }
+    }
+
+    /// Carries out what the scheduler of `id` decided.
+    fn drive(&mut self, id: u32) {
+        let now = Duration::from_nanos(self.now);
+        loop {
+            let Some(swarm) = &mut self.nodes[id as usize].swarm else { return };
+            let Some(action) = swarm.poll_action(now) else { break };
+            match action {
+                Action::Request { peer, batch, leaves } => {
+                    self.nodes[id as usize].open.insert(batch, peer.0);
+                    self.soon(Event::Request { server: peer.0, client: id, batch, leaves });
+                }
+                Action::Cancel { peer, batch } => {
+                    if self.nodes[id as usize].open.remove(&batch).is_some() {
+                        self.soon(Event::Cancel { server: peer.0, client: id, batch });
+                    }
+                }
+                Action::Interested { peer, yes } => {
+                    if self.serving.upload_slots < self.nodes.len() {
+                        self.soon(Event::Interested { from: id, to: peer.0, yes });
+                    }
+                }
+                Action::Drop { peer, .. } => {
+                    self.drops += 1;
+                    self.unlink(id, peer.0);
+                }
+            }
+        }
+        let node = &mut self.nodes[id as usize];
+        let Some(swarm) = &mut node.swarm else { return };
+        if swarm.is_complete() {
+            node.swarm = None;
+            node.done_at = Some(self.now);
+            let open = std::mem::take(&mut node.open);
+            for (batch, server) in open {
+                self.soon(Event::Cancel { server, client: id, batch });
+            }
+            if self.nodes[id as usize].must_finish() {
+                self.waiting_for -= 1;
+            }
+            return;
+        }
+        if let Some(at) = swarm.poll_timeout() {
+            let at = (at.as_nanos() as u64).max(self.now + 1);
+            if at < node.timer {
+                node.timer = at;
+                self.at(at, Event::Timer(id));
+            }
+        }
+    }
+
+    fn timer(&mut self, id: u32) {
+        let node = &mut self.nodes[id as usize];
+        if node.timer > self.now {
+            return;
+        }
+        node.timer = u64::MAX;
+        // the driver hears of bytes as they come, not only of whole leaves
+        let servers: BTreeSet<u32> = node.open.values().copied().collect();
+        let now = Duration::from_nanos(self.now);
+        for server in servers {
+            self.progress(server, id);
+            self.aim(server, id);
+            let Some(conn) = self.nodes[server as usize].conns.get_mut(&id) else { continue };
+            let untold: f64 = conn.active.iter().map(|a| a.untold).sum();
+            if untold >= 1500.0 {
+                conn.active.iter_mut().for_each(|a| a.untold = 0.0);
+                if let Some(swarm) = &mut self.nodes[id as usize].swarm {
+                    swarm.handle_bytes(now, PeerIx(server), untold.round() as u64);
+                }
+            }
+        }
+        if let Some(swarm) = &mut self.nodes[id as usize].swarm {
+            swarm.handle_timeout(now);
+        }
+        self.drive(id);
+    }
+
+    fn choke(&mut self, id: u32, verdicts: Vec<Verdict<u32>>) {
+        for Verdict { peer, choke } in verdicts {
+            if choke {
+                self.nodes[id as usize].choked.insert(peer);
+            } else {
+                self.nodes[id as usize].choked.remove(&peer);
+            }
+            self.soon(Event::Choke { from: id, to: peer, yes: choke });
+        }
+        let node = &mut self.nodes[id as usize];
+        if let Some(at) = node.choker.poll_timeout() {
+            let at = (at.as_nanos() as u64).max(self.now + 1);
+            if at < node.choke_timer {
+                node.choke_timer = at;
+                self.at(at, Event::ChokeTimer(id));
+            }
+        }
+    }
+
+    // ---- results ----
+
+    fn outcome(mut self) -> Outcome {
+        let took = |n: &Node| Some(seconds(n.done_at?) - n.plan.joins);
+        let honest: Vec<f64> = self.nodes.iter().filter(|n| n.must_finish()).filter_map(took).collect();
+        let riders: Vec<f64> = self.nodes.iter().filter(|n| n.plan.kind == Kind::FreeRider).filter_map(took).collect();
+        let mean = |v: &[f64]| if v.is_empty() { 0.0 } else { v.iter().sum::<f64>() / v.len() as f64 };
+        let bytes = self.options.bytes as f64;
+        let (mut received, mut useful, mut sent, mut could) = (0.0, 0.0, 0.0, 0.0);
+        for node in &self.nodes {
+            if matches!(node.plan.kind, Kind::Leecher | Kind::FreeRider) {
+                received += node.received;
+                useful += node.have.ones().map(|l| f64::from(self.sizes[l])).sum::<f64>();
+            }
+            if matches!(node.plan.kind, Kind::Leecher | Kind::Seed) {
+                sent += node.sent;
+                let until = node.plan.leaves.map_or(self.now, |t| nanos(t).min(self.now));
+                could += node.plan.up * seconds(until.saturating_sub(nanos(node.plan.joins)));
+            }
+        }
+        for node in &self.nodes {
+            for value in [node.done_at.unwrap_or(0), node.sent.to_bits(), node.received.to_bits()] {
+                self.digest = Rng::new(self.digest ^ value).bits();
+            }
+        }
+        Outcome {
+            seed: self.options.seed,
+            peers: self.options.peers,
+            leaves: self.sizes.len(),
+            makespan: if self.waiting_for == 0 { honest.iter().copied().fold(0.0, f64::max) } else { f64::INFINITY },
+            mean: mean(&honest),
+            ideal: self.scenario.ideal,
+            bound: self.scenario.bound,
+            finished: honest.len(),
+            expected: self.nodes.iter().filter(|n| n.must_finish()).count(),
+            seed_copies: self.nodes[0].sent / bytes,
+            duplicates: (received - useful) / useful.max(1.0),
+            free_rider_mean: mean(&riders),
+            uplink_use: sent / could.max(1.0),
+            drops: self.drops,
+            events: self.handled,
+            digest: self.digest,
+        }
+    }
+}
+
+impl Node {
+    /// Whether the run waits for it.
+    fn must_finish(&self) -> bool {
+        self.plan.kind == Kind::Leecher && self.plan.leaves.is_none()
+    }
+}
+
+/// A set as ranges.
+fn ranges(set: &FixedBitSet) -> Vec<Range<u32>> {
+    let mut out: Vec<Range<u32>> = vec![];
+    for leaf in set.ones().map(|l| l as u32) {
+        match out.last_mut() {
+            Some(last) if last.end == leaf => last.end += 1,
+            _ => out.push(leaf..leaf + 1),
+        }
+    }
+    out
+}
