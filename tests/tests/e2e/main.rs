@@ -1,0 +1,4 @@
+//! End-to-end tests: the real binary, real processes, real sockets. One test binary, so that it is linked once.
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test that unwraps fails at the right line")]
+
+mod kills;
