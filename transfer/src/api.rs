@@ -25,6 +25,8 @@ pub struct TransferLimits {
     pub verify_bytes: usize,
     /// Bytes of control messages that wait for one peer to read them; beyond, it is let go.
     pub outbox_bytes: usize,
+    /// Connections over long paths whose windows are widened to 32 MiB; others keep those of `shoal_net::Limits`.
+    pub wide_connections: usize,
     /// Interested peers served at the same time.
     pub upload_slots: usize,
     /// An answer whose reader takes nothing for so long is given up.
@@ -42,6 +44,7 @@ impl Default for TransferLimits {
             serve_bytes: 12 << 20,
             verify_bytes: 12 << 20,
             outbox_bytes: 1 << 20,
+            wide_connections: 16,
             upload_slots: 64,
             idle_answer: Duration::from_secs(30),
         }

@@ -4,15 +4,18 @@
 use super::{Input, LinkId, serve};
 use crate::wire::{self, Decoder, Hello, Message};
 use bytes::Bytes;
-use shoal_net::Connection;
+use shoal_net::{CLOSE_NORMAL, Connection};
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64},
     },
     time::Duration,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+};
 
 /// A peer that does not open its control stream and say hello within this time is let go.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,6 +36,8 @@ pub(super) struct LinkShared {
     pub(super) bytes_out: AtomicU64,
     /// Payload bytes received.
     pub(super) bytes_in: AtomicU64,
+    /// The place of a connection whose windows were widened.
+    wide: OnceLock<OwnedSemaphorePermit>,
 }
 
 /// Starts a connection's task. It ends with [`Input::Closed`]; dropping the sender it returns makes it say goodbye and end.
@@ -47,7 +52,7 @@ pub(super) fn start(
     let (out, queue) = mpsc::channel(WRITER_QUEUE);
     tasks.spawn(async move {
         let why = run(id, &connection, shared, server, &inbox, queue).await;
-        connection.quinn().close(0u32.into(), why.as_bytes());
+        connection.close(CLOSE_NORMAL, why.as_bytes());
         // at shutdown the hub may rightly be gone
         let _gone = inbox.send(Input::Closed(id, why)).await;
     });
@@ -138,6 +143,24 @@ async fn write_control(connection: &Connection, mut queue: mpsc::Receiver<Bytes>
         let _timed_out = tokio::time::timeout(GOODBYE_TIMEOUT, stream.stopped()).await;
     }
     "closed".into()
+}
+
+/// From this round trip on, a path needs more bytes in flight than a connection gets by default.
+const LONG_PATH: Duration = Duration::from_millis(10);
+/// What is in flight then at most: 1 Gbit/s at 250 ms.
+const WIDE_WINDOW_BYTES: u32 = 32 << 20;
+
+/// Widens the windows of a connection over a long path, once, as long as `wide` has a place for it. What the place holds
+/// is the memory of both windows; it is given back with the connection.
+pub(super) fn widen(connection: &Connection, shared: &LinkShared, wide: &Arc<Semaphore>) {
+    if shared.wide.get().is_some() || connection.quinn().rtt() < LONG_PATH {
+        return;
+    }
+    let Ok(place) = wide.clone().try_acquire_owned() else { return };
+    if shared.wide.set(place).is_ok() {
+        connection.quinn().set_receive_window(WIDE_WINDOW_BYTES.into());
+        connection.quinn().set_send_window(WIDE_WINDOW_BYTES.into());
+    }
 }
 
 /// The first message.

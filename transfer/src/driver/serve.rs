@@ -1,7 +1,10 @@
 //! Answers request streams: nodes and leaves of the roots that are served, hashed when read, in bounded memory.
 //! It knows neither peers nor swarms.
 
-use super::{Served, link::LinkShared};
+use super::{
+    Served,
+    link::{self, LinkShared},
+};
 use crate::{
     api::TransferLimits,
     wire::{LeafHead, LeafSet, MAX_FRAME_BYTES, Request, code, encode_leaf_head},
@@ -35,6 +38,8 @@ pub(super) struct Server {
     served: watch::Receiver<Served>,
     budget: Arc<Semaphore>,
     budget_permits: u32,
+    /// Places for connections with wide windows, in both directions.
+    wide: Arc<Semaphore>,
     limits: TransferLimits,
 }
 
@@ -44,7 +49,14 @@ struct Refusal(u32);
 impl Server {
     pub(super) fn new(store: Store, served: watch::Receiver<Served>, limits: TransferLimits) -> Self {
         let permits = (limits.serve_bytes / PERMIT_BYTES).max(2 * GROUP_BYTES / PERMIT_BYTES);
-        Server { store, served, budget: Arc::new(Semaphore::new(permits)), budget_permits: permits as u32, limits }
+        let wide = Arc::new(Semaphore::new(limits.wide_connections));
+        let budget = Arc::new(Semaphore::new(permits));
+        Server { store, served, budget, budget_permits: permits as u32, wide, limits }
+    }
+
+    /// Lets more be in flight on a connection whose path is long.
+    pub(super) fn widen(&self, connection: &Connection, shared: &LinkShared) {
+        link::widen(connection, shared, &self.wide);
     }
 
     /// Answers until the connection ends. Dropping it stops all answers of the connection.
@@ -58,6 +70,7 @@ impl Server {
                         Ok(stream) => stream,
                         Err(error) => return format!("connection lost: {error}"),
                     };
+                    self.widen(connection, shared);
                     let (server, shared, turns) = (self.clone(), shared.clone(), turns.clone());
                     answers.spawn(async move { server.answer(send, recv, &shared, &turns).await });
                 }

@@ -221,6 +221,7 @@ impl Hub {
                         running.swarm.handle_gone(now, peer);
                         continue;
                     };
+                    self.server.widen(&link.connection, &link.shared);
                     let run = BatchRun {
                         sink: running.sink.clone(),
                         connection: link.connection.clone(),

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::driver::link::PROTOCOL_FAULT;
+use shoal_net::CLOSE_NORMAL;
 
 impl Hub {
     pub(super) fn add_peers(&mut self, root: Cid, peers: Vec<PeerAddr>, pause: Duration) {
@@ -66,7 +67,7 @@ impl Hub {
                 dialer(&l.connection) < dialer(&connection) && l.connection.quinn().close_reason().is_none()
             });
             if stays {
-                return connection.quinn().close(0u32.into(), b"duplicate");
+                return connection.close(CLOSE_NORMAL, b"duplicate");
             }
             self.closed(old, "duplicate");
         }
@@ -123,7 +124,7 @@ impl Hub {
         let Some(link) = self.links.remove(&id) else { return };
         let peer = link.connection.peer();
         tracing::debug!(%peer, why, "connection closed");
-        link.connection.quinn().close(0u32.into(), why.as_bytes());
+        link.connection.close(CLOSE_NORMAL, why.as_bytes());
         self.bytes_in += link.shared.bytes_in.load(Ordering::Relaxed);
         self.bytes_out += link.shared.bytes_out.load(Ordering::Relaxed);
         if self.by_peer.get(&peer) == Some(&id) {
