@@ -37,7 +37,7 @@ pub(crate) struct Global {
     /// Address to listen on, such as /ip4/0.0.0.0/udp/4001/quic-v1; may be repeated [default: all interfaces]
     #[arg(long, global = true, value_name = "MULTIADDR")]
     pub(crate) listen: Vec<String>,
-    /// Peer through which to join the network, ending in /p2p/<peer id>; may be repeated
+    /// Peer through which to join the network, ending in `/p2p/PEER`; may be repeated
     #[arg(long, global = true, value_name = "MULTIADDR")]
     pub(crate) bootstrap: Vec<String>,
     /// Print JSON lines on standard output, each with "event"
@@ -91,6 +91,9 @@ pub(crate) enum Command {
         /// A CID (its beginning is enough), link, name or path
         #[arg(value_name = "ROOT")]
         what: String,
+        /// Forget it: not listed any more, and not resumed if it is incomplete
+        #[arg(long)]
+        forget: bool,
     },
     /// List the roots of this home
     #[command(visible_alias = "list")]

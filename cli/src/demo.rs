@@ -29,6 +29,16 @@ const AT_MOST: Duration = Duration::from_secs(120);
 /// The four that fetch.
 const NAMES: [&str; 4] = ["peer 2", "peer 3", "peer 4", "peer 5"];
 
+/// The beginning, as a JSON line.
+#[derive(Serialize)]
+struct Beginning<'a> {
+    event: &'static str,
+    root: String,
+    name: &'a str,
+    bytes: u64,
+    directory: String,
+}
+
 /// A row of the table, as a JSON line.
 #[derive(Serialize)]
 struct Row {
@@ -93,6 +103,11 @@ async fn demonstrate(path: &Path, dir: &Path, config: &Config, output: &Output) 
     let bootstrap: Vec<String> = first.listening().addrs;
     let seeder = Doomed::start(dir, path, config, &bootstrap).await?;
     let shared = &seeder.shared;
+    if output.json() {
+        let (root, name) = (shared.root.to_string(), shared.name.as_str());
+        let directory = dir.display().to_string();
+        output.line(&Beginning { event: "demo_shared", root, name, bytes: shared.bytes, directory });
+    }
     output.talk(&format!(
         "peer 1 shares {} ({}, {}) as {}",
         clean(&shared.name),

@@ -72,7 +72,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
             let dir = absolute(output.as_deref().unwrap_or(Path::new(".")))?;
             Request::Fetch { link, paths, dir, symlinks, stay }
         }
-        Command::Unshare { what } => Request::Unshare { what: whole(what) },
+        Command::Unshare { what, forget } => Request::Unshare { what: whole(what), forget },
         Command::Ls => Request::List,
         Command::Stat { what } => Request::Stat { what: whole(what) },
         Command::Peers => Request::Peers,
@@ -112,9 +112,9 @@ fn absolute(path: &Path) -> Result<BytePath, Failure> {
 /// A name that is a path here is made one that a daemon understands.
 fn whole(what: String) -> String {
     let path = Path::new(&what);
-    if path.exists()
+    if what.contains('/')
+        && path.exists()
         && let Ok(path) = std::path::absolute(path)
-        && what.contains(['/', '.'])
         && let Some(path) = path.to_str()
     {
         return path.to_owned();

@@ -32,6 +32,7 @@ pub(crate) async fn request(
             *stay = false;
         }
     }
+    let stays = matches!(request, Request::Share { stay: true, .. } | Request::Fetch { stay: true, .. });
     let (mut operation, node) = host.run(request).await?;
     let mut served = false;
     let mut interrupted = false;
@@ -53,7 +54,8 @@ pub(crate) async fn request(
             Ok(Some(event)) => {
                 if matches!(event, Event::Shared(_) | Event::Done(_)) && !served {
                     served = true;
-                    if let Some(node) = &node {
+                    // Since it stays, what the home has besides is served as well.
+                    if let Some(node) = node.as_ref().filter(|_| stays) {
                         node.serve_known();
                     }
                 }
@@ -71,7 +73,7 @@ pub(crate) async fn request(
     };
     drop(operation);
     match node {
-        Some(node) => close(&node, output, &mut signals, interrupted).await.and(result),
+        Some(node) => result.and(close(&node, output, &mut signals, interrupted).await),
         None => result,
     }
 }
@@ -87,7 +89,13 @@ pub(crate) async fn daemon(home: &Home, config: &Config, output: &Output) -> Res
     node.resume_fetches();
     let mut view = View::new(output);
     view.event(Event::Listening(node.listening()));
-    signals.next().await;
+    let mut warnings = node.warnings();
+    loop {
+        tokio::select! {
+            message = warnings.next() => view.event(Event::Warning { message }),
+            () = signals.next() => break,
+        }
+    }
     close(&node, output, &mut signals, true).await
 }
 

@@ -74,7 +74,6 @@ impl<'a> View<'a> {
                 self.output.talk(&format!("let {} go: {}", short_peer(&peer), clean(&why)));
             }
             Event::Done(done) => self.done(&done),
-            Event::Announced { root } => self.output.talk(&format!("announced {root}")),
             Event::Listening(listening) => self.listening(&listening),
             Event::Root(root) => self.roots.push(root),
             Event::Entry(entry) => self.entry(&entry),
@@ -111,6 +110,9 @@ impl<'a> View<'a> {
             }
             Event::Pinned { name, pinned, .. } => {
                 self.output.result(&format!("{} {}", if pinned { "pinned" } else { "unpinned" }, clean(&name)));
+            }
+            Event::Unshared { name, forgotten: true, .. } => {
+                self.output.result(&format!("{} is forgotten; its files stay where they are", clean(&name)));
             }
             Event::Unshared { name, .. } => {
                 self.output.result(&format!("{} is no longer served; its files stay where they are", clean(&name)));
@@ -151,7 +153,7 @@ impl<'a> View<'a> {
     }
 
     fn progress(&mut self, progress: &Progress) {
-        let eta = progress.eta_seconds.map(|seconds| format!(", {} left", duration(Duration::from_secs(seconds))));
+        let eta = progress.eta_seconds.map(|seconds| format!(", {} left", seconds_left(seconds)));
         let message = format!(
             "{}/s, {}{}",
             bytes(progress.bytes_per_second),
@@ -316,6 +318,14 @@ impl<'a> View<'a> {
             self.output.set_bar(None);
             bar.finish_and_clear();
         }
+    }
+}
+
+/// An estimate does not pretend to know tenths.
+fn seconds_left(seconds: u64) -> String {
+    match seconds {
+        0..=59 => format!("{seconds} s"),
+        _ => duration(Duration::from_secs(seconds)),
     }
 }
 

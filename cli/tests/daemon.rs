@@ -66,6 +66,50 @@ fn a_daemon_fetches_for_its_clients_and_forgets_the_fetch_of_one_that_leaves() {
 }
 
 #[test]
+fn a_new_daemon_takes_up_what_was_not_complete() {
+    let place = Place::new();
+    let file = place.file("f", 64_000_000);
+    let (share, link) = place.share("a", &file);
+    let mut fetch = place.start("b", ["fetch", &link, "-o", "out"]);
+    fetch.event("started");
+    fetch.signal(rustix::process::Signal::KILL);
+    fetch.finish();
+    // Only the DHT tells the daemon of peers, and only through whom it is told to ask.
+    let id = place.run("a", ["id"]).ok();
+    let mut daemon = place.start("b", ["daemon", "--bootstrap", &text(id.event("id"), "/addrs/0")]);
+    daemon.event("listening");
+    // A command takes over from it, and finds what it got.
+    let done = place.run("b", ["fetch", &link, "-o", "out"]).ok();
+    assert_eq!(done.event("done")["bytes"], 64_000_000);
+    assert_eq!(fs::read(place.path("out/f")).unwrap(), fs::read(&file).unwrap());
+    drop(share);
+}
+
+#[test]
+fn the_port_and_so_the_link_stay_the_same_at_the_next_start() {
+    let place = Place::new();
+    let start = || {
+        let mut command = place.bare("a");
+        command.args(["daemon", "--json"]);
+        let mut daemon = common::Running::start(command);
+        let addr = text(&daemon.event("listening"), "/addrs/0");
+        assert_eq!(daemon.interrupt().code, Some(0));
+        addr
+    };
+    assert_eq!(start(), start());
+}
+
+#[test]
+fn what_is_forgotten_is_no_longer_listed() {
+    let place = Place::new();
+    let (share, _) = place.share("a", &place.file("f", 10));
+    place.run("a", ["unshare", "f", "--forget"]).ok();
+    assert!(place.run("a", ["ls"]).ok().events.is_empty());
+    drop(share);
+    assert!(place.path("f").exists());
+}
+
+#[test]
 fn a_second_command_joins_the_process_that_has_the_home_open() {
     let place = Place::new();
     let (x, y) = (place.file("x", 10), place.file("y", 20));

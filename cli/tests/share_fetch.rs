@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use common::{Place, Running, noise, text};
 
@@ -146,7 +146,7 @@ fn an_interrupted_fetch_says_so_and_the_next_goes_on() {
 fn a_changed_file_is_found_by_verify_and_not_served() {
     let place = Place::new();
     let file = place.file("f", 3 * MB);
-    let (share, link) = place.share("a", &file);
+    let (mut share, link) = place.share("a", &file);
     assert_eq!(place.run("a", ["verify"]).ok().event("verified")["intact"], true);
     let mut bytes = fs::read(&file).unwrap();
     bytes[2 * MB] ^= 1;
@@ -160,5 +160,58 @@ fn a_changed_file_is_found_by_verify_and_not_served() {
     command.env("SHOAL_GIVE_UP_AFTER", "2").args(["fetch", &link, "-o", "out"]);
     Running::start(command).finish().failed("no-provider", 4);
     assert!(!place.path("out/f").exists());
+    // Whoever serves it is told.
+    let warning = text(&share.event("warning"), "message");
+    assert!(warning.contains(file.to_str().unwrap()) && warning.contains("share it again"), "{warning}");
+}
+
+#[test]
+fn a_bare_cid_is_found_through_one_peer_that_has_it_not() {
+    let place = Place::new();
+    let file = place.file("f", 2 * MB);
+    let mut meeting = place.start("meeting", ["daemon"]);
+    let addr = text(&meeting.event("listening"), "/addrs/0");
+    let mut share = place.start("a", ["share", file.to_str().unwrap(), "--bootstrap", &addr]);
+    let root = text(&share.event("shared"), "root");
+    let done = place.run("b", ["fetch", &root, "-o", "out", "--bootstrap", &addr]).ok();
+    let done = done.event("done");
+    assert!(done["first_provider_seconds"].is_number(), "{done}");
+    // Without a link, there is no other name for it.
+    assert_eq!(fs::read(place.path("out").join(&root)).unwrap(), fs::read(&file).unwrap());
+}
+
+#[test]
+fn a_killed_fetch_goes_on_where_it_was() {
+    let place = Place::new();
+    let file = place.file("f", 128 * MB);
+    let (share, link) = place.share("a", &file);
+    let mut fetch = place.start("b", ["fetch", &link, "-o", "out"]);
+    while fetch.event("progress")["bytes_done"] == 0 {}
+    fetch.signal(rustix::process::Signal::KILL);
+    assert_eq!(fetch.finish().code, None);
+    let ls = place.run("b", ["ls"]).ok();
+    assert_eq!(ls.event("root")["complete"], false);
+    let done = place.run("b", ["fetch", &link, "-o", "out"]).ok();
+    let done = done.event("done");
+    let (fetched, resumed) = (done["bytes_fetched"].as_u64().unwrap(), done["bytes_resumed"].as_u64().unwrap());
+    assert_eq!(fetched + resumed, 128 * MB as u64);
+    assert!(resumed > 0, "{done}");
+    assert_eq!(fs::read(place.path("out/f")).unwrap(), fs::read(&file).unwrap());
     drop(share);
+}
+
+#[test]
+fn the_demonstration_ends_by_itself_and_cleans_up() {
+    let place = Place::new();
+    let file = place.file("f", 8 * MB);
+    let mut command = place.bare("a");
+    command.args(["demo", "--json"]).arg(&file);
+    let demo = Running::start(command).finish().ok();
+    let peers = demo.all("demo_peer");
+    assert_eq!(peers.len(), 4);
+    for peer in peers {
+        assert_eq!((&peer["verified"], &peer["bytes"]), (&true.into(), &(8 * MB).into()));
+    }
+    demo.event("demo_done");
+    assert!(!Path::new(&text(demo.event("demo_shared"), "directory")).exists());
 }

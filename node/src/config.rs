@@ -12,7 +12,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
 pub use keys::{KEYS, Key, Settings};
@@ -21,8 +20,7 @@ use crate::{Class, Failure};
 use value::Raw;
 
 /// Where a value comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// Built in.
     Default,
@@ -62,7 +60,7 @@ pub struct Flag {
 }
 
 /// One effective setting, for listing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Effective {
     /// The key.
     pub key: String,

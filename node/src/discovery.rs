@@ -1,13 +1,15 @@
-//! Finding providers of one root in the DHT, again and again while a fetch needs more. Knows nothing of the transfer.
+//! Finding providers of one root in the DHT, again and again while a fetch needs more. Moves nothing itself.
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use shoal_content::Cid;
 use shoal_dht::{Dht, Provider};
 use shoal_net::PeerId;
+use shoal_transfer::PeerAddr;
 use tokio::sync::mpsc;
 
 /// A swarm of this many known providers is asked for more only now and then.
@@ -37,6 +39,8 @@ pub(crate) struct Discovery {
 
 #[derive(Debug)]
 enum Phase {
+    /// Tells the DHT of peers that are known already, so that the network can be joined through them.
+    Joining(Vec<(PeerId, SocketAddr)>),
     Ask,
     Asking(mpsc::Receiver<Provider>),
     Pausing(Instant),
@@ -52,14 +56,15 @@ pub(crate) enum Found {
 }
 
 impl Discovery {
-    /// A search that begins with the first call of [`Discovery::next`].
-    pub(crate) fn new(dht: Dht, root: &Cid, us: PeerId) -> Self {
+    /// A search that begins with the first call of [`Discovery::next`]. `known` may be ways into the network.
+    pub(crate) fn new(dht: Dht, root: &Cid, us: PeerId, known: Vec<PeerAddr>) -> Self {
+        let known = known.into_iter().flat_map(|known| known.addrs.into_iter().map(move |addr| (known.peer, addr)));
         Discovery {
             dht,
             key: root.multihash(),
             us,
             begun: Instant::now(),
-            phase: Phase::Ask,
+            phase: Phase::Joining(known.collect()),
             pause: FIRST_PAUSE,
             found: BTreeSet::new(),
             first: None,
@@ -71,6 +76,15 @@ impl Discovery {
     pub(crate) async fn next(&mut self) -> Found {
         loop {
             match &mut self.phase {
+                Phase::Joining(known) => match known.last() {
+                    Some(&(peer, addr)) => {
+                        if let Err(error) = self.dht.add_address(peer, addr).await {
+                            tracing::debug!(%error, "the DHT was not told of a peer of the link");
+                        }
+                        known.pop();
+                    }
+                    None => self.phase = Phase::Ask,
+                },
                 Phase::Ask => match self.dht.find_providers(self.key.clone()).await {
                     Ok(providers) => self.phase = Phase::Asking(providers),
                     Err(error) => {

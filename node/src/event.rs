@@ -4,8 +4,6 @@
 use serde::{Deserialize, Serialize};
 use shoal_content::Cid;
 
-use crate::config::Effective;
-
 /// One event. In JSON it is an object with the variant's name under `event`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -17,11 +15,6 @@ pub enum Event {
     Importing(Importing),
     /// Result: a path is served.
     Shared(Shared),
-    /// The DHT took the announcement of a root.
-    Announced {
-        /// The root.
-        root: Root,
-    },
     /// A fetch looks for peers.
     Searching {
         /// The root.
@@ -77,8 +70,6 @@ pub enum Event {
     },
     /// Result: who this is.
     Id(Id),
-    /// Result: one setting.
-    Setting(Effective),
     /// A root is being re-read.
     Verifying {
         /// The root.
@@ -133,6 +124,8 @@ pub enum Event {
         root: Root,
         /// Its name.
         name: String,
+        /// Whether its record is gone as well.
+        forgotten: bool,
     },
     /// Something that the user should know and that stops nothing.
     Warning {
@@ -217,8 +210,6 @@ pub struct Shared {
     pub peer: String,
     /// The process that serves it.
     pub pid: u32,
-    /// What was left out, one sentence each; bounded.
-    pub skipped: Vec<String>,
 }
 
 /// How far a fetch is.

@@ -34,13 +34,6 @@ impl Node {
         let paths = selected(&link, &paths)?;
         let via = peers_of(&link);
         let root = link.root;
-        for peer in &via {
-            for addr in &peer.addrs {
-                if let Err(error) = self.dht().add_address(peer.peer, *addr).await {
-                    tracing::debug!(%error, "the DHT was not told of a peer of the link");
-                }
-            }
-        }
         let request = FetchRequest {
             root,
             paths,
@@ -71,10 +64,10 @@ impl Node {
         if stay || self.is_daemon() {
             self.announce(root).await;
         }
-        if stay {
-            sink.cancelled().await;
+        match stay {
+            true => self.stay(&sink).await,
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Takes the root. What the daemon resumed by itself makes way for a command.
@@ -92,9 +85,10 @@ impl Node {
 
     /// One fetch by the transfer, with peers from the DHT, to its end.
     async fn fetch_once(&self, sink: &Sink, link: &ShoalLink, request: FetchRequest) -> Result<Done, Stop> {
-        let (root, alone) = (request.root, request.peers.is_empty());
+        let (root, via) = (request.root, request.peers.clone());
+        let alone = via.is_empty();
         let mut fetch = self.transfer().fetch(request).await?;
-        let mut discovery = Discovery::new(self.dht().clone(), &root, self.endpoint().peer_id());
+        let mut discovery = Discovery::new(self.dht().clone(), &root, self.endpoint().peer_id(), via);
         let mut state = State::new(root);
         sink.progress(Event::Searching { root: Root(root), providers: 0 });
         loop {
@@ -114,7 +108,10 @@ impl Node {
                     Found::Provider(provider) => {
                         let addrs = provider.addrs;
                         self.transfer().add_peers(root, vec![PeerAddr { peer: provider.peer, addrs }]).await;
-                        sink.progress(Event::Searching { root: Root(root), providers: discovery.found() });
+                        if discovery.found() > state.found {
+                            state.found = discovery.found();
+                            sink.progress(Event::Searching { root: Root(root), providers: state.found });
+                        }
                     }
                     Found::Nobody if alone && state.rate.is_none() => return Err(nobody(root).into()),
                     Found::Nobody => {}
@@ -198,6 +195,7 @@ impl From<Failure> for Stop {
 struct State {
     root: Cid,
     files: u64,
+    found: usize,
     rate: Option<Rate>,
     /// Pins the record, and says how many files it is about.
     pinning: Option<JoinHandle<Result<u64, StoreError>>>,
@@ -205,7 +203,7 @@ struct State {
 
 impl State {
     fn new(root: Cid) -> Self {
-        State { root, files: 0, rate: None, pinning: None }
+        State { root, files: 0, found: 0, rate: None, pinning: None }
     }
 
     /// Waits for the pin, which began with the fetch.

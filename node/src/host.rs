@@ -117,9 +117,10 @@ impl StoreHost {
                 Request::Unpin { what } => roots.pin(sink, what, false).await,
                 Request::Verify { what } => roots.verify(sink, what, threads).await,
                 Request::Id => sink.event(Event::Id(id)).await,
-                Request::Unshare { what } => {
-                    let record = roots.forget_providing(what).await?;
-                    sink.event(Event::Unshared { root: crate::Root(record.root), name: record.name }).await
+                Request::Unshare { what, forget } => {
+                    let record = roots.unshare(what, forget).await?;
+                    let (root, name) = (crate::Root(record.root), record.name);
+                    sink.event(Event::Unshared { root, name, forgotten: forget }).await
                 }
                 Request::Share { .. } | Request::Fetch { .. } | Request::Peers => {
                     Err(Failure::internal("a request that needs a network came to a store"))

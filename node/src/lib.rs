@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps fails at the right line"))]
 
 mod announce;
+mod background;
 mod blame;
 pub mod config;
 mod control;
@@ -18,12 +19,15 @@ mod home;
 mod host;
 mod node;
 mod operation;
+mod peers;
+mod port;
 mod rate;
 mod request;
 mod roots;
 mod share;
 mod verify;
 
+pub use background::Warnings;
 pub use config::{Config, Settings};
 pub use control::{CONTROL_VERSION, Client, Hello};
 pub use event::{Done, EntryInfo, Event, Id, Importing, Listening, PeerInfo, Progress, Root, RootInfo, Share, Shared};

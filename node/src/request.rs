@@ -16,10 +16,12 @@ pub enum Request {
         /// Goes on until cancelled.
         stay: bool,
     },
-    /// Stop serving a root. Its record and its files stay.
+    /// Stop serving a root. Its files stay.
     Unshare {
         /// A CID, link, name or path.
         what: String,
+        /// Forget its record as well: it is no longer listed, and not resumed if it is incomplete.
+        forget: bool,
     },
     /// Fetch a root, or paths in it, into a directory.
     Fetch {

@@ -135,10 +135,8 @@ impl Roots {
             return self.store.root(&link.root).map_err(|error| blame::store(&error))?.ok_or_else(unknown);
         }
         let records = self.records()?;
-        let path = std::path::absolute(what).ok();
         let mut found = records.into_iter().filter(|record| {
             record.name == what
-                || path.as_deref().is_some_and(|path| record.path == path)
                 || record.path == Path::new(what)
                 || what.len() >= MIN_PREFIX && record.root.to_string().starts_with(what)
         });
@@ -220,15 +218,16 @@ impl Roots {
         sink.event(Event::Pinned { root: Root(record.root), name: record.name, pinned }).await
     }
 
-    /// Notes that a root is not to be served at the next start either. Says which.
-    pub(crate) async fn forget_providing(&self, what: String) -> Result<RootRecord, Failure> {
+    /// Notes that a root is not to be served at the next start either, or forgets it. Says which.
+    pub(crate) async fn unshare(&self, what: String, forget: bool) -> Result<RootRecord, Failure> {
         let roots = self.clone();
         blocking(move || {
             let record = roots.find(&what)?;
-            roots
-                .store
-                .update_root(&record.root, |record| record.provide = false)
-                .map_err(|error| blame::store(&error))?;
+            let changed = match forget {
+                true => roots.store.remove_root(&record.root),
+                false => roots.store.update_root(&record.root, |record| record.provide = false),
+            };
+            changed.map_err(|error| blame::store(&error))?;
             Ok(record)
         })
         .await

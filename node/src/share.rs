@@ -34,6 +34,10 @@ impl Node {
             let root = imported.root;
             self.transfer().seed(root).await.map_err(|error| blame::seed(&error))?;
             self.roots().set_serving(root, true);
+            if self.config().settings().listen.is_empty() && self.is_alone() {
+                let message = "this machine has no network address now, so nobody else can use the link".to_owned();
+                sink.event(Event::Warning { message }).await?;
+            }
             sink.event(Event::Shared(Shared {
                 link: self.roots().link(root, &imported.name, imported.bytes).to_string(),
                 root: Root(root),
@@ -44,24 +48,40 @@ impl Node {
                 seconds: begun.elapsed().as_secs_f64(),
                 peer: self.endpoint().peer_id().to_string(),
                 pid: std::process::id(),
-                skipped: Vec::new(),
             }))
             .await?;
             self.announce(root).await;
         }
-        if stay {
-            sink.cancelled().await;
+        match stay {
+            true => self.stay(&sink).await,
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Serves until it is cancelled, and passes on what goes wrong meanwhile.
+    pub(crate) async fn stay(&self, sink: &Sink) -> Result<(), Failure> {
+        let mut warnings = self.warnings();
+        loop {
+            tokio::select! {
+                warning = warnings.next() => sink.event(Event::Warning { message: warning }).await?,
+                () = sink.cancelled() => return Ok(()),
+            }
+        }
     }
 
     /// [`crate::Request::Unshare`].
-    pub(crate) async fn unshare(&self, sink: Sink, what: String) -> Result<(), Failure> {
-        let record = self.roots().forget_providing(what).await?;
+    pub(crate) async fn unshare(&self, sink: Sink, what: String, forget: bool) -> Result<(), Failure> {
+        let record = self.roots().unshare(what, forget).await?;
         self.transfer().unseed(record.root).await;
         self.roots().set_serving(record.root, false);
         self.withdraw(record.root).await;
-        sink.event(Event::Unshared { root: Root(record.root), name: record.name }).await
+        sink.event(Event::Unshared { root: Root(record.root), name: record.name, forgotten: forget }).await
+    }
+
+    /// Whether only this machine can reach us.
+    fn is_alone(&self) -> bool {
+        let reachable = |addr| shoal_net::from_multiaddr(addr).is_some_and(|(addr, _)| !addr.ip().is_loopback());
+        !self.endpoint().listen_multiaddrs().iter().any(reachable)
     }
 
     async fn import(&self, sink: &Sink, path: PathBuf) -> Result<Imported, Failure> {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use shoal_content::{EntryKind, Manifest};
-use shoal_store::{ReadError, RootRecord};
+use shoal_store::{DamageKind, ReadError, RootRecord};
 
 use crate::{
     Class, Event, Failure, Root, blame,
@@ -167,14 +167,18 @@ fn files(manifest: &Manifest, record: &RootRecord, bad: &BTreeMap<u32, String>) 
 }
 
 fn why(error: &ReadError) -> String {
-    use shoal_store::DamageKind;
     match error {
         ReadError::Missing(_) => "not there, or found damaged before".to_owned(),
-        ReadError::Damaged { at, .. } => match at.kind {
-            DamageKind::Vanished => "the file is gone".to_owned(),
-            DamageKind::Short => "the file is too short".to_owned(),
-            DamageKind::Mismatch => "the file holds other bytes".to_owned(),
-        },
+        ReadError::Damaged { at, .. } => what_is_wrong(at.kind).to_owned(),
         other => other.to_string(),
+    }
+}
+
+/// How a file turned out to be bad, in words.
+pub(crate) fn what_is_wrong(kind: DamageKind) -> &'static str {
+    match kind {
+        DamageKind::Vanished => "the file is gone",
+        DamageKind::Short => "the file is too short",
+        DamageKind::Mismatch => "the file holds other bytes",
     }
 }

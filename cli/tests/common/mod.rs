@@ -222,7 +222,8 @@ impl Finished {
 }
 
 pub fn text(value: &Value, key: &str) -> String {
-    value[key].as_str().unwrap_or_else(|| panic!("no text {key} in {value}")).to_owned()
+    let found = if key.starts_with('/') { value.pointer(key) } else { value.get(key) };
+    found.and_then(Value::as_str).unwrap_or_else(|| panic!("no text {key} in {value}")).to_owned()
 }
 
 /// Bytes that neither repeat nor compress (xorshift).

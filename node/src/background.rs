@@ -1,0 +1,161 @@
+//! What a node does by itself: serving the roots it has, taking up unfinished fetches, telling of damage.
+
+use std::time::Duration;
+
+use shoal_content::ShoalLink;
+use shoal_store::{RootKind, RootRecord, Store};
+use tokio::sync::{Semaphore, broadcast};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Class, Node,
+    fetch::Wish,
+    roots::{Rank, blocking},
+    verify,
+};
+
+/// How often the store is asked for files that turned out to be damaged.
+const LOOK_FOR_DAMAGE: Duration = Duration::from_secs(1);
+/// Warnings that wait for a slow reader.
+pub(crate) const QUEUED_WARNINGS: usize = 64;
+/// Pause before an unfinished fetch that found nobody is tried again; doubles up to [`RESUME_LATEST`].
+const RESUME_AGAIN: Duration = Duration::from_secs(30);
+/// Longest such pause.
+const RESUME_LATEST: Duration = Duration::from_secs(1800);
+/// Unfinished fetches that a daemon takes up at the same time.
+const RESUMED_AT_ONCE: usize = 4;
+
+impl Node {
+    /// Serves and announces, in the background, every complete root that this home is to provide.
+    pub fn serve_known(&self) {
+        let node = self.clone();
+        self.in_background(async move { node.serve_all().await });
+    }
+
+    /// Takes up, in the background, every fetch that is not complete.
+    pub fn resume_fetches(&self) {
+        let node = self.clone();
+        self.in_background(async move { node.resume_all().await });
+    }
+
+    async fn serve_all(&self) {
+        let roots = self.roots().clone();
+        let records = match blocking(move || roots.records()).await {
+            Ok(records) => records,
+            Err(failure) => return tracing::error!(%failure, "cannot list the roots to serve"),
+        };
+        for record in records.iter().filter(|record| record.complete && record.provide) {
+            if !self.roots().set_serving(record.root, true) {
+                continue;
+            }
+            match self.transfer().seed(record.root).await {
+                Ok(()) => self.announce(record.root).await,
+                Err(error) => {
+                    self.roots().set_serving(record.root, false);
+                    tracing::warn!(root = %record.root, name = ?record.name, %error, "not served");
+                }
+            }
+        }
+    }
+
+    async fn resume_all(&self) {
+        let roots = self.roots().clone();
+        let records = match blocking(move || roots.records()).await {
+            Ok(records) => records,
+            Err(failure) => return tracing::error!(%failure, "cannot list the fetches to resume"),
+        };
+        // Unsharing one says that it is not wanted any more.
+        let wanted = |record: &&RootRecord| record.kind == RootKind::Fetched && !record.complete && record.provide;
+        let unfinished = records.iter().filter(wanted);
+        let places = Semaphore::new(RESUMED_AT_ONCE);
+        let resumed = unfinished.filter_map(fetch_again).map(|wish| self.resume(wish, &places));
+        futures::future::join_all(resumed).await;
+    }
+
+    /// Takes up one fetch, and again while there is nobody to fetch it from.
+    async fn resume(&self, wish: Wish, places: &Semaphore) {
+        let mut pause = RESUME_AGAIN;
+        loop {
+            let Ok(place) = places.acquire().await else { return };
+            let (node, wish) = (self.clone(), wish.clone());
+            let mut operation = self.operation(move |sink| async move { node.fetch(sink, wish).await });
+            let failure = loop {
+                match operation.next().await {
+                    Ok(Some(event)) => tracing::debug!(?event, "resumed fetch"),
+                    Ok(None) => return,
+                    Err(failure) => break failure,
+                }
+            };
+            drop(place);
+            tracing::info!(%failure, "a resumed fetch ended");
+            if failure.class != Class::NoProvider {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RESUME_LATEST);
+        }
+    }
+}
+
+/// Sentences about what goes wrong while a node serves.
+#[derive(Debug)]
+pub struct Warnings(broadcast::Receiver<String>);
+
+impl Warnings {
+    pub(crate) fn new(receiver: broadcast::Receiver<String>) -> Self {
+        Warnings(receiver)
+    }
+
+    /// The next one; waits for ever when there are no more. A reader that is far behind loses the oldest. Cancel-safe.
+    pub async fn next(&mut self) -> String {
+        loop {
+            match self.0.recv().await {
+                Ok(warning) => return warning,
+                Err(broadcast::error::RecvError::Lagged(lost)) => tracing::warn!(lost, "warnings were lost"),
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
+}
+
+/// Tells of files that are no longer what was shared. Their chunks are not served any more.
+pub(crate) async fn watch_damage(store: Store, warnings: broadcast::Sender<String>, stop: CancellationToken) {
+    let mut look = tokio::time::interval(LOOK_FOR_DAMAGE);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        for damage in store.take_damage() {
+            let (path, why) = (damage.path.display(), verify::what_is_wrong(damage.kind));
+            let what_to_do = match damage.in_pack {
+                true => "check the disk, then `shoal verify`",
+                false => "share it again, or fetch it again",
+            };
+            let warning = format!("{path} is not served as it was: {why}; {what_to_do}");
+            tracing::warn!("{warning}");
+            if warnings.send(warning).is_err() {
+                tracing::debug!("nobody listens to warnings");
+            }
+        }
+    }
+}
+
+/// What a fetch was started with, from its record. Whether symlinks were asked for is not in there.
+fn fetch_again(record: &RootRecord) -> Option<Wish> {
+    let several = record.selection.as_ref().is_some_and(|paths| paths.len() > 1);
+    let dir = if several { record.path.as_path() } else { record.path.parent()? };
+    let mut link = ShoalLink::new(record.root);
+    if record.selection.is_none() {
+        link.name = Some(record.name.clone());
+    }
+    Some(Wish {
+        link: link.to_string(),
+        paths: record.selection.clone().unwrap_or_default(),
+        dir: dir.to_owned(),
+        symlinks: false,
+        stay: false,
+        rank: Rank::Resumed,
+    })
+}
