@@ -88,6 +88,8 @@ impl Default for Config {
 
 /// Variables of ours that are no settings.
 const OTHER_VARIABLES: [&str; 2] = ["SHOAL_HOME", "SHOAL_LOG"];
+/// Variables that are left to those who test.
+const TEST_VARIABLES: &str = "SHOAL_TEST_";
 
 /// A settings file is at most this many bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -197,7 +199,8 @@ impl Config {
         let mut ours: Vec<(String, OsString)> = environment
             .into_iter()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-            .filter(|(name, _)| name.starts_with("SHOAL_") && !OTHER_VARIABLES.contains(&name.as_str()))
+            .filter(|(name, _)| name.starts_with("SHOAL_") && !name.starts_with(TEST_VARIABLES))
+            .filter(|(name, _)| !OTHER_VARIABLES.contains(&name.as_str()))
             .collect();
         ours.sort();
         for (variable, value) in ours {
