@@ -1,6 +1,9 @@
 //! What the driver's user says and hears: requests, events, reports, errors, limits. No behaviour.
 
-use crate::swarm::{DropReason, SwarmConfig};
+use crate::{
+    rate::Rates,
+    swarm::{DropReason, SwarmConfig},
+};
 use shoal_content::{Cid, RelPath, SelectError, WalkError};
 use shoal_net::PeerId;
 use shoal_store::{CheckoutError, ManifestError, ReadError, StoreError};
@@ -56,6 +59,8 @@ impl Default for TransferLimits {
 pub struct TransferConfig {
     /// Name and version that peers are told.
     pub agent: String,
+    /// Rate limits to begin with.
+    pub rates: Rates,
     /// The scheduler's settings.
     pub swarm: SwarmConfig,
     /// Limits.

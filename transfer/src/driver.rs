@@ -11,9 +11,11 @@ mod link;
 mod resolve;
 mod root;
 mod serve;
+mod throttle;
 
 use crate::{
     api::{Counters, FetchError, FetchEvent, FetchRequest, PeerAddr, PeerReport, SeedError, TransferConfig},
+    rate::Rates,
     swarm::{BatchId, PeerIx},
     wire::Message,
 };
@@ -47,6 +49,7 @@ enum Input {
     AddPeers(Cid, Vec<PeerAddr>),
     Peers(oneshot::Sender<Vec<PeerReport>>),
     Counters(oneshot::Sender<Counters>),
+    SetRates(Rates),
     Connected(Connection),
     DialFailed(Cid, PeerId, String),
     Message(LinkId, Message),
@@ -129,6 +132,12 @@ impl Transfer {
     /// Sums since the start.
     pub async fn counters(&self) -> Counters {
         self.ask(Input::Counters).await.unwrap_or_default()
+    }
+
+    /// Limits rates from now on, also of what is under way.
+    pub async fn set_rates(&self, rates: Rates) {
+        // a hub that is gone moves no bytes
+        let _gone = self.inbox.send(Input::SetRates(rates)).await;
     }
 
     /// Says goodbye to every peer, ends all fetches (what is in place is committed) and waits for every task.

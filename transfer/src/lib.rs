@@ -8,6 +8,7 @@
 mod api;
 pub mod choke;
 mod driver;
+mod rate;
 pub mod swarm;
 pub mod wire;
 
@@ -16,3 +17,4 @@ pub use api::{
     TransferConfig, TransferLimits,
 };
 pub use driver::{Fetch, Transfer};
+pub use rate::{Rates, TokenBucket};

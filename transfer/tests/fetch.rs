@@ -6,7 +6,7 @@ mod common;
 
 use common::{LIMIT, Manner, Peer, RawPeer, finish, noise};
 use shoal_content::RelPath;
-use shoal_transfer::{FetchError, FetchEvent};
+use shoal_transfer::{FetchError, FetchEvent, Rates};
 use std::{fs, path::Path, time::Duration};
 
 const MB: usize = 1 << 20;
@@ -200,4 +200,35 @@ async fn shutting_down_ends_everything() {
     assert!(matches!(end, Ok(_) | Err(FetchError::ShuttingDown)), "{end:?}");
     assert!(leecher.transfer.fetch(leecher.request(root, "x", vec![])).await.is_err());
     tokio::time::timeout(LIMIT, seeder.stop()).await.expect("shutdown hangs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rates_hold_in_both_directions_and_change_while_running() {
+    let (seeder, leecher) = (Peer::start(), Peer::start());
+    let (root, path) = seeder.share_bytes("film", &noise(9, 12 * MB)).await;
+    for (up, down) in [(Some(4 * MB as u64), None), (None, Some(4 * MB as u64))] {
+        seeder.transfer.set_rates(Rates { up, ..Rates::default() }).await;
+        leecher.transfer.set_rates(Rates { down_per_peer: down, ..Rates::default() }).await;
+        let name = format!("limited {up:?}");
+        // another root each time: what is here already would not be fetched
+        let (other, _) = seeder.share_bytes(&name, &noise(up.unwrap_or(1), 6 * MB)).await;
+        let report = leecher.fetch(other, &name, vec![seeder.addr()]).await.unwrap();
+        let least = Duration::from_secs_f64(1.3);
+        assert!(report.elapsed > least, "6 MiB at 4 MiB/s took {:?}", report.elapsed);
+    }
+    // a limit that would take minutes is lifted on the way
+    seeder.transfer.set_rates(Rates { up_per_peer: Some(100_000), ..Rates::default() }).await;
+    leecher.transfer.set_rates(Rates::default()).await;
+    let mut fetch = leecher.transfer.fetch(leecher.request(root, "film", vec![seeder.addr()])).await.unwrap();
+    loop {
+        match tokio::time::timeout(LIMIT, fetch.next()).await.unwrap().unwrap() {
+            FetchEvent::Started { .. } => break,
+            FetchEvent::Failed(error) => panic!("{error}"),
+            _ => {}
+        }
+    }
+    seeder.transfer.set_rates(Rates::default()).await;
+    let report = finish(fetch).await.unwrap();
+    same(&path, &report.paths[0]);
+    assert!(report.elapsed < Duration::from_secs(60), "{:?}", report.elapsed);
 }

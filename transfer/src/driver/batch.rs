@@ -1,7 +1,11 @@
 //! Runs one request for leaves: asks, reads the answer, hands each leaf to a blocking thread that verifies it and writes
 //! it to its place. It decides nothing; what happened goes to the hub.
 
-use super::{Input, link::LinkShared};
+use super::{
+    Input,
+    link::LinkShared,
+    throttle::{Throttle, Way},
+};
 use crate::{
     swarm::{BatchId, PeerIx},
     wire::{LeafHead, LeafSet, MAX_HEAD_BYTES, Request, code, decode_leaf_head},
@@ -30,7 +34,7 @@ const GROUP_BYTES: usize = 256 << 10;
 const NEWS_BYTES: u64 = 256 << 10;
 const NEWS_EVERY: Duration = Duration::from_millis(50);
 /// A permit of the verification budget stands for this many bytes.
-pub(super) const PERMIT_BYTES: usize = 1024;
+const PERMIT_BYTES: usize = 1024;
 
 /// What the hub hears of a request.
 #[derive(Debug)]
@@ -72,11 +76,11 @@ pub(super) enum End {
 }
 
 /// Which leaves some request has brought: the first one to claim a leaf writes it.
-pub(super) struct Claims(Box<[AtomicU64]>);
+struct Claims(Box<[AtomicU64]>);
 
 impl Claims {
     /// Room for `leaves` leaves, none claimed.
-    pub(super) fn new(leaves: usize) -> Self {
+    fn new(leaves: usize) -> Self {
         Claims((0..leaves.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
     }
 
@@ -96,10 +100,37 @@ pub(super) struct Sink {
     pub(super) fetch: u64,
     pub(super) manifest: Arc<Manifest>,
     pub(super) checkout: Arc<Checkout>,
-    pub(super) claims: Claims,
-    pub(super) budget: Arc<Semaphore>,
-    pub(super) budget_permits: u32,
-    pub(super) inbox: mpsc::Sender<Input>,
+    claims: Claims,
+    budget: Arc<Semaphore>,
+    budget_permits: u32,
+    throttle: Arc<Throttle>,
+    inbox: mpsc::Sender<Input>,
+}
+
+impl Sink {
+    /// Room for `verify_bytes` on the way through the blocking threads; for two of the largest blocks at least, so that
+    /// one can be received while one is verified.
+    pub(super) fn new(
+        (root, fetch): (Cid, u64),
+        manifest: Arc<Manifest>,
+        checkout: Arc<Checkout>,
+        verify_bytes: usize,
+        throttle: Arc<Throttle>,
+        inbox: mpsc::Sender<Input>,
+    ) -> Self {
+        let permits = (verify_bytes / PERMIT_BYTES).max(2 * shoal_store::MAX_BLOCK_BYTES / PERMIT_BYTES);
+        Sink {
+            root,
+            fetch,
+            claims: Claims::new(manifest.leaves().len()),
+            manifest,
+            checkout,
+            budget: Arc::new(Semaphore::new(permits)),
+            budget_permits: permits as u32,
+            throttle,
+            inbox,
+        }
+    }
 }
 
 /// A request on its way. Dropping its future cancels it; leaves that a blocking thread already has are still written and
@@ -201,6 +232,7 @@ impl BatchRun {
             let chunk = chunk.ok_or(End::Fault("the answer ends inside a leaf".into()))?;
             bytes.extend_from_slice(&chunk.bytes);
             news.bytes += chunk.bytes.len() as u64;
+            self.sink.throttle.pass(Way::Down, &self.shared.buckets, chunk.bytes.len()).await;
             if news.bytes >= NEWS_BYTES || news.at.elapsed() >= NEWS_EVERY {
                 self.shared.bytes_in.fetch_add(news.bytes, Ordering::Relaxed);
                 self.tell(BatchEvent::Bytes(news.bytes)).await;

@@ -1,17 +1,13 @@
 //! The life of one fetch: resolving, preparing, running, finishing. State and the blocking steps between the stages; the
 //! hub moves it on.
 
-use super::{
-    Input,
-    batch::{Claims, PERMIT_BYTES, Sink},
-    resolve,
-};
+use super::{batch::Sink, resolve};
 use crate::{
     api::{FetchError, FetchEvent, FetchReport, FetchRequest, PeerShare},
     swarm::{BatchId, PeerAccount, PeerIx, Swarm},
 };
 use fixedbitset::FixedBitSet;
-use shoal_content::{Cid, Manifest};
+use shoal_content::Manifest;
 use shoal_net::PeerId;
 use shoal_store::{Checkout, CheckoutOptions, Store};
 use std::{
@@ -23,10 +19,7 @@ use std::{
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::AbortHandle,
-};
+use tokio::{sync::mpsc, task::AbortHandle};
 
 /// Events that wait for a slow reader; progress is never among them.
 const MAX_BACKLOG: usize = 1024;
@@ -208,34 +201,13 @@ impl FetchState {
 }
 
 impl Running {
-    pub(super) fn new(
-        swarm: Swarm,
-        root: Cid,
-        fetch: u64,
-        manifest: Arc<Manifest>,
-        prepared: Prepared,
-        verify_bytes: usize,
-        inbox: mpsc::Sender<Input>,
-    ) -> Self {
-        // room for two of the largest blocks at least, so that one can be received while one is verified
-        let permits = (verify_bytes / PERMIT_BYTES).max(2 * shoal_store::MAX_BLOCK_BYTES / PERMIT_BYTES);
-        let claims = Claims::new(manifest.leaves().len());
-        let sink = Sink {
-            root,
-            fetch,
-            manifest,
-            checkout: prepared.checkout,
-            claims,
-            budget: Arc::new(Semaphore::new(permits)),
-            budget_permits: permits as u32,
-            inbox,
-        };
+    pub(super) fn new(swarm: Swarm, sink: Sink, bytes_resumed: u64, bytes_local: u64) -> Self {
         Running {
             swarm,
             sink: Arc::new(sink),
             batches: BTreeMap::new(),
-            bytes_resumed: prepared.bytes_resumed,
-            bytes_local: prepared.bytes_local,
+            bytes_resumed,
+            bytes_local,
             dirty: false,
             committing: false,
             last_commit: Duration::ZERO,

@@ -6,16 +6,18 @@ mod peers;
 
 use super::{
     FetchEvent, Input, LinkId, Served,
-    batch::{BatchEvent, BatchRun, End, Outcome},
+    batch::{BatchEvent, BatchRun, End, Outcome, Sink},
     fetch::{self, FetchState, Prepared, Running, Stage},
     link::{self, LinkShared},
     resolve::{self, Resolver},
     root::{Member, Root},
     serve::Server,
+    throttle::Throttle,
 };
 use crate::{
     api::{Counters, FetchError, FetchRequest, PeerAddr, PeerReport, SeedError, TransferConfig},
     choke::{Choker, Verdict},
+    rate::Rates,
     swarm::{Action, BatchId, PeerIx, Swarm},
     wire::{LeafSet, MAX_PEER_HINTS, Message, PeerHint},
 };
@@ -85,6 +87,8 @@ pub(super) struct Hub {
     choker: Choker<LinkId>,
     served: watch::Sender<Served>,
     server: Arc<Server>,
+    throttle: Arc<Throttle>,
+    rates: watch::Sender<Rates>,
     dials: usize,
     next_number: u64,
     bytes_in: u64,
@@ -103,7 +107,9 @@ fn tag(peer: &PeerId) -> u64 {
 impl Hub {
     pub(super) fn new(endpoint: Endpoint, store: Store, config: TransferConfig, inbox: mpsc::Sender<Input>) -> Self {
         let (served, watching) = watch::channel(Served::default());
-        let server = Arc::new(Server::new(store.clone(), watching, config.limits.clone()));
+        let (rates, changes) = watch::channel(config.rates);
+        let throttle = Arc::new(Throttle::new(changes));
+        let server = Arc::new(Server::new(store.clone(), watching, throttle.clone(), config.limits.clone()));
         Hub {
             me: endpoint.peer_id(),
             endpoint,
@@ -118,6 +124,8 @@ impl Hub {
             config,
             served,
             server,
+            throttle,
+            rates,
             dials: 0,
             next_number: 0,
             bytes_in: 0,
@@ -184,6 +192,9 @@ impl Hub {
             }
             Input::Counters(reply) => {
                 let _gone = reply.send(self.counters());
+            }
+            Input::SetRates(rates) => {
+                self.rates.send_replace(rates);
             }
             Input::Connected(connection) => self.connected(connection),
             Input::DialFailed(root, peer, why) => {

@@ -1,7 +1,7 @@
 //! A connection's tasks: the control stream in, the control stream out, the requests in. It passes messages on and
 //! decides nothing.
 
-use super::{Input, LinkId, serve};
+use super::{Input, LinkId, serve, throttle::Buckets};
 use crate::wire::{self, Decoder, Hello, Message};
 use bytes::Bytes;
 use shoal_net::{CLOSE_NORMAL, Connection};
@@ -36,6 +36,8 @@ pub(super) struct LinkShared {
     pub(super) bytes_out: AtomicU64,
     /// Payload bytes received.
     pub(super) bytes_in: AtomicU64,
+    /// This peer's own rate limits.
+    pub(super) buckets: Buckets,
     /// The place of a connection whose windows were widened.
     wide: OnceLock<OwnedSemaphorePermit>,
 }

@@ -4,6 +4,7 @@
 use super::{
     Served,
     link::{self, LinkShared},
+    throttle::{PIECE_BYTES, Throttle, Way},
 };
 use crate::{
     api::TransferLimits,
@@ -40,6 +41,7 @@ pub(super) struct Server {
     budget_permits: u32,
     /// Places for connections with wide windows, in both directions.
     wide: Arc<Semaphore>,
+    throttle: Arc<Throttle>,
     limits: TransferLimits,
 }
 
@@ -47,11 +49,16 @@ pub(super) struct Server {
 struct Refusal(u32);
 
 impl Server {
-    pub(super) fn new(store: Store, served: watch::Receiver<Served>, limits: TransferLimits) -> Self {
+    pub(super) fn new(
+        store: Store,
+        served: watch::Receiver<Served>,
+        throttle: Arc<Throttle>,
+        limits: TransferLimits,
+    ) -> Self {
         let permits = (limits.serve_bytes / PERMIT_BYTES).max(2 * GROUP_BYTES / PERMIT_BYTES);
         let wide = Arc::new(Semaphore::new(limits.wide_connections));
         let budget = Arc::new(Semaphore::new(permits));
-        Server { store, served, budget, budget_permits: permits as u32, wide, limits }
+        Server { store, served, budget, budget_permits: permits as u32, wide, throttle, limits }
     }
 
     /// Lets more be in flight on a connection whose path is long.
@@ -205,6 +212,9 @@ impl Server {
 
     /// Hands buffers to QUIC without copying them. Gives up when the requester takes nothing for too long.
     async fn write(&self, send: &mut SendStream, mut group: Vec<Bytes>, shared: &LinkShared) -> Result<(), Refusal> {
+        if self.throttle.limits(Way::Up) {
+            return self.write_limited(send, group, shared).await;
+        }
         let mut left = &mut group[..];
         while !left.is_empty() {
             let before: usize = left.iter().map(Bytes::len).sum();
@@ -213,6 +223,26 @@ impl Server {
             left = &mut left[written.chunks..];
             let after: usize = left.iter().map(Bytes::len).sum();
             shared.bytes_out.fetch_add((before - after) as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The same in small pieces, each after its turn.
+    async fn write_limited(
+        &self,
+        send: &mut SendStream,
+        group: Vec<Bytes>,
+        shared: &LinkShared,
+    ) -> Result<(), Refusal> {
+        for mut bytes in group {
+            while !bytes.is_empty() {
+                let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
+                let len = piece.len();
+                self.throttle.pass(Way::Up, &shared.buckets, len).await;
+                let written = tokio::time::timeout(self.limits.idle_answer, send.write_chunk(piece)).await;
+                let Ok(Ok(())) = written else { return Err(Refusal(code::CANCELLED)) };
+                shared.bytes_out.fetch_add(len as u64, Ordering::Relaxed);
+            }
         }
         Ok(())
     }

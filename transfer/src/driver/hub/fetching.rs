@@ -61,6 +61,7 @@ impl Hub {
         };
         let now = self.now();
         let (me, inbox, config) = (tag(&self.me), self.inbox.clone(), self.config.clone());
+        let throttle = self.throttle.clone();
         let Some(r) = self.roots.get_mut(&root) else { return };
         let Some(f) = r.fetch.as_deref_mut().filter(|f| f.id == id) else { return };
         let Some(manifest) = r.manifest.clone() else { return };
@@ -81,7 +82,9 @@ impl Hub {
             bytes_local: prepared.bytes_local,
         });
         f.last_news = now;
-        let running = Running::new(swarm, root, id, manifest, prepared, config.limits.verify_bytes, inbox);
+        let Prepared { checkout, bytes_resumed, bytes_local } = prepared;
+        let sink = Sink::new((root, id), manifest, checkout, config.limits.verify_bytes, throttle, inbox);
+        let running = Running::new(swarm, sink, bytes_resumed, bytes_local);
         f.stage = Stage::Running(Box::new(running));
         if !r.seeding {
             r.have = have;
