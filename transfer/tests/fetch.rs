@@ -111,6 +111,7 @@ async fn liars_and_stallers_are_named_and_worked_around() {
             }
         };
         same(&path, &report.paths[0]);
+        assert!(report.elapsed < Duration::from_secs(7), "{word}: it took {:?} to work around it", report.elapsed);
         let share = report.peers.iter().find(|s| s.peer == raw.id()).unwrap_or_else(|| panic!("{word}: not reported"));
         assert!(share.dropped.as_ref().is_some_and(|why| why.contains(word)), "{word}: {share:?}");
         assert!(told || manner == Manner::Stalls, "{word}: not told");
