@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Class, Node,
-    fetch::Wish,
+    fetch::{Again, Wish},
     roots::{Rank, blocking},
     verify,
 };
@@ -142,11 +142,13 @@ pub(crate) async fn watch_damage(store: Store, warnings: broadcast::Sender<Strin
     }
 }
 
-/// What a fetch was started with, from its record. Whether symlinks were asked for is not in there.
+/// What a fetch was started with, from its record.
 fn fetch_again(record: &RootRecord) -> Option<Wish> {
     let several = record.selection.as_ref().is_some_and(|paths| paths.len() > 1);
     let dir = if several { record.path.as_path() } else { record.path.parent()? };
-    let mut link = ShoalLink::new(record.root);
+    let again = record.resume.as_ref().and_then(|text| serde_json::from_str::<Again>(text).ok());
+    let symlinks = again.as_ref().is_some_and(|again| again.symlinks);
+    let mut link = again.and_then(|again| again.link.parse().ok()).unwrap_or_else(|| ShoalLink::new(record.root));
     if record.selection.is_none() {
         link.name = Some(record.name.clone());
     }
@@ -154,7 +156,7 @@ fn fetch_again(record: &RootRecord) -> Option<Wish> {
         link: link.to_string(),
         paths: record.selection.clone().unwrap_or_default(),
         dir: dir.to_owned(),
-        symlinks: false,
+        symlinks,
         stay: false,
         rank: Rank::Resumed,
     })

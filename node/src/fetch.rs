@@ -12,6 +12,7 @@ use shoal_net::Multiaddr;
 use shoal_store::{CheckoutError, StoreError};
 use shoal_transfer::{FetchError, FetchEvent, FetchReport, FetchRequest, PeerAddr};
 
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -85,11 +86,11 @@ impl Node {
 
     /// One fetch by the transfer, with peers from the DHT, to its end.
     async fn fetch_once(&self, sink: &Sink, link: &ShoalLink, request: FetchRequest) -> Result<Done, Stop> {
-        let (root, via) = (request.root, request.peers.clone());
+        let (root, via, request_symlinks) = (request.root, request.peers.clone(), request.symlinks);
         let alone = via.is_empty();
         let mut fetch = self.transfer().fetch(request).await?;
         let mut discovery = Discovery::new(self.dht().clone(), &root, self.endpoint().peer_id(), via);
-        let mut state = State::new(root);
+        let mut state = State::new(root, Again::new(link, request_symlinks).text());
         sink.progress(Event::Searching { root: Root(root), providers: 0 });
         loop {
             tokio::select! {
@@ -131,9 +132,12 @@ impl Node {
             FetchEvent::Started { bytes_total, bytes_resumed, bytes_local } => {
                 state.rate = Some(Rate::new(Instant::now(), bytes_resumed + bytes_local));
                 // What was fetched is kept. Its record is there from now on.
-                let store = self.roots().store.clone();
+                let (store, resume) = (self.roots().store.clone(), state.resume.take());
                 state.pinning = Some(tokio::task::spawn_blocking(move || {
-                    store.set_pinned(&root, true)?;
+                    store.update_root(&root, |record| {
+                        record.pinned = true;
+                        record.resume = resume.filter(|_| !record.complete);
+                    })?;
                     Ok(store.root(&root)?.map_or(0, |record| record.files))
                 }));
                 sink.event(Event::Started { bytes_total, bytes_resumed, bytes_local }).await
@@ -173,6 +177,24 @@ pub(crate) struct Wish {
     pub(crate) rank: Rank,
 }
 
+/// What takes an unfinished fetch up again, as its record keeps it. Paths are in the record itself.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Again {
+    /// The link, with the peers that it names.
+    pub(crate) link: String,
+    pub(crate) symlinks: bool,
+}
+
+impl Again {
+    fn new(link: &ShoalLink, symlinks: bool) -> Self {
+        Again { link: ShoalLink { path: None, ..link.clone() }.to_string(), symlinks }
+    }
+
+    fn text(&self) -> Option<String> {
+        serde_json::to_string(self).inspect_err(|error| tracing::warn!(%error, "a fetch cannot be remembered")).ok()
+    }
+}
+
 /// Why one try of a fetch ended without its content.
 enum Stop {
     Transfer(FetchError),
@@ -197,13 +219,15 @@ struct State {
     files: u64,
     found: usize,
     rate: Option<Rate>,
+    /// For the record: how to go on after a restart.
+    resume: Option<String>,
     /// Pins the record, and says how many files it is about.
     pinning: Option<JoinHandle<Result<u64, StoreError>>>,
 }
 
 impl State {
-    fn new(root: Cid) -> Self {
-        State { root, files: 0, found: 0, rate: None, pinning: None }
+    fn new(root: Cid, resume: Option<String>) -> Self {
+        State { root, files: 0, found: 0, rate: None, resume, pinning: None }
     }
 
     /// Waits for the pin, which began with the fetch.

@@ -44,6 +44,8 @@ pub struct RootRecord {
     pub created_unix: u64,
     /// The paths inside the root that were asked for; `None` means all of it.
     pub selection: Option<Vec<String>>,
+    /// What takes an unfinished fetch up again: the caller's own text, opaque here.
+    pub resume: Option<String>,
 }
 
 /// First byte of every encoded record; another one means another shape.
@@ -64,6 +66,8 @@ struct V1 {
     created_unix: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     selection: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resume: Option<String>,
 }
 
 /// A path as text where it is text, else as its bytes.
@@ -91,6 +95,7 @@ impl RootRecord {
             provide: self.provide,
             created_unix: self.created_unix,
             selection: self.selection.clone(),
+            resume: self.resume.clone(),
         };
         let mut out = vec![VERSION];
         // Strings and numbers into memory: there is nothing that could fail.
@@ -120,6 +125,7 @@ impl RootRecord {
             provide: v1.provide,
             created_unix: v1.created_unix,
             selection: v1.selection,
+            resume: v1.resume,
         })
     }
 }
@@ -159,6 +165,7 @@ mod tests {
                 provide: true,
                 created_unix: 1,
                 selection: Some(vec!["a/b".into()]),
+                resume: Some("again".into()),
             };
             let bytes = record.encode();
             assert_eq!(RootRecord::decode(root, &bytes), Some(record));

@@ -82,6 +82,7 @@ fn record(root: Cid) -> RootRecord {
         provide: true,
         created_unix: 1_700_000_000,
         selection: None,
+        resume: None,
     }
 }
 

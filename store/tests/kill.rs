@@ -59,6 +59,7 @@ fn record(n: u64) -> RootRecord {
         provide: true,
         created_unix: n,
         selection: None,
+        resume: None,
     }
 }
 

@@ -363,9 +363,10 @@ pub(super) fn record(checkout: &Checkout, complete: bool) -> Result<(), Checkout
         complete,
         pinned: earlier.as_ref().is_some_and(|earlier| earlier.pinned),
         provide: checkout.options.provide || earlier.as_ref().is_some_and(|earlier| earlier.provide),
-        created_unix: earlier.map_or(checkout.options.created_unix, |earlier| earlier.created_unix),
+        created_unix: earlier.as_ref().map_or(checkout.options.created_unix, |earlier| earlier.created_unix),
         selection: (!checkout.paths.is_empty())
             .then(|| checkout.paths.iter().map(|path| path.as_str().to_owned()).collect()),
+        resume: earlier.and_then(|earlier| earlier.resume).filter(|_| !complete),
     })?;
     Ok(())
 }

@@ -186,6 +186,7 @@ fn record(store: &Store, imported: &Imported, options: &ImportOptions) -> Result
         provide: true,
         created_unix: earlier.map_or(options.created_unix, |record| record.created_unix),
         selection: None,
+        resume: None,
     })?;
     Ok(())
 }
