@@ -136,7 +136,7 @@ impl Home {
         let failed = |error| self.failed("read", &self.dir, &error);
         for entry in fs::read_dir(&self.dir).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            if !PREPARED.iter().any(|known| name == *known) {
+            if !PREPARED.iter().any(|known| name == *known) && !is_leftover(&name) {
                 let message = format!(
                     "{} is not a home directory of shoal, and not empty (it holds {})",
                     self.dir.display(),
@@ -171,8 +171,21 @@ pub fn free_bytes(_: &Path) -> Option<u64> {
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}", std::process::id()));
-    fs::write(&temporary, bytes)?;
-    fs::rename(&temporary, path)
+    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err()
+        && let Err(error) = fs::remove_file(&temporary)
+    {
+        // [`is_leftover`] knows it at the next start
+        tracing::debug!(%error, "a temporary file stays behind");
+    }
+    written
+}
+
+/// Whether a name is that of a file of ours that a full disk or a kill left half written.
+fn is_leftover(name: &std::ffi::OsStr) -> bool {
+    let digits = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
+    let of = |prefix: &str| name.to_str().and_then(|name| name.strip_prefix(prefix)).is_some_and(digits);
+    of("format.") || of("port.")
 }
 
 #[cfg(unix)]
@@ -238,6 +251,16 @@ mod tests {
         assert_eq!(failure.class, Class::Home);
         assert!(failure.to_string().contains("format 7"), "{failure}");
         assert!(failure.to_string().contains("upgrade"), "{failure}");
+    }
+
+    #[test]
+    fn a_home_whose_making_was_cut_short_is_taken_up() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("format.4711"), "").unwrap();
+        home(dir.path()).open().unwrap();
+        let other = tempfile::tempdir().unwrap();
+        fs::write(other.path().join("format.old"), "").unwrap();
+        assert!(home(other.path()).open().is_err());
     }
 
     #[test]
