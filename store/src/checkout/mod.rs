@@ -349,6 +349,8 @@ impl Checkout {
         let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         if full {
             let needed = self.wanted_bytes.saturating_sub(self.have_bytes.load(Ordering::Relaxed));
+            // the place that people know, not the partial
+            let path = self.targets.first().map_or_else(|| self.dir.clone(), |target| target.dest.clone());
             return CheckoutError::NoSpace { path, needed, free: begin::free_bytes(&self.parent).unwrap_or(0) };
         }
         CheckoutError::Io { action, path, source }
