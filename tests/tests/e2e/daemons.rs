@@ -1,12 +1,12 @@
 //! Daemons that are killed: what they fetch goes on and what they share is served again, by themselves.
 
-use std::{path::Path, time::Duration};
+use std::{os::unix::fs::symlink, path::Path, time::Duration};
 
 use rustix::process::Signal;
 use shoal_content::ShoalLink;
 use shoal_tests::{
     MB,
-    content::assert_same_file,
+    content::{assert_same_file, assert_same_tree},
     place::{Place, link_of},
     process::{number, poll},
 };
@@ -14,25 +14,28 @@ use shoal_tests::{
 #[test]
 fn a_daemon_killed_in_a_fetch_goes_on_with_the_addresses_of_the_link() {
     let place = Place::new();
-    let file = place.file("f", 100 * MB);
-    let (share, link) = place.share("seeder", &file);
-    killed_in_a_fetch(&place, &file, &link, &[], |signal| share.signal(signal));
+    place.file("tree/dir/f", 80 * MB);
+    symlink("dir/f", place.path("tree/link")).unwrap();
+    let (share, link) = place.share("seeder", &place.path("tree"));
+    killed_in_a_fetch(&place, &link, &[], |signal| share.signal(signal));
+    assert_same_tree(&place.path("tree"), &place.path("out/tree"));
 }
 
 #[test]
 fn a_daemon_killed_in_a_fetch_goes_on_with_peers_from_the_dht() {
     let place = Place::new();
-    let file = place.file("f", 100 * MB);
+    let file = place.file("f", 80 * MB);
     let (seeder, addr) = place.daemon("seeder", &[]);
     let shared = place.shoal("seeder", [Path::new("share"), &file]).run().ok();
     let link = ShoalLink::new(link_of(shared.event("shared")).root);
-    killed_in_a_fetch(&place, &file, &link, &[&addr], |signal| seeder.signal(signal));
+    killed_in_a_fetch(&place, &link, &[&addr], |signal| seeder.signal(signal));
+    assert_same_file(&file, &place.path("out").join(link.root.to_string()));
 }
 
 /// The daemon of `leecher` fetches a link for a client, is killed in the middle, and started again.
-fn killed_in_a_fetch(place: &Place, file: &Path, link: &ShoalLink, bootstrap: &[&str], seeder: impl Fn(Signal)) {
+fn killed_in_a_fetch(place: &Place, link: &ShoalLink, bootstrap: &[&str], seeder: impl Fn(Signal)) {
     let (daemon, _) = place.daemon("leecher", bootstrap);
-    let mut client = place.fetch("leecher", link, "out").start();
+    let mut client = place.fetch("leecher", link, "out").args(["--symlinks"]).start();
     client.until("progress", |event| event["event"] == "progress" && number(event, "bytes_done") > 0);
     // From here on little more arrives, however fast this machine is.
     seeder(Signal::STOP);
@@ -46,8 +49,6 @@ fn killed_in_a_fetch(place: &Place, file: &Path, link: &ShoalLink, bootstrap: &[
         let root = ls.event("root");
         (root["complete"] == true && root["serving"] == true).then_some(())
     });
-    let name = link.name.clone().unwrap_or_else(|| link.root.to_string());
-    assert_same_file(file, &place.path("out").join(name));
 }
 
 #[test]
