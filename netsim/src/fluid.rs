@@ -66,6 +66,18 @@ impl Fluid {
         (self.links.len() - 1) as LinkId
     }
 
+    /// Whether a link could carry a good deal more than it does, by the shares of the last [`settle`](Self::settle).
+    pub fn has_room(&self, link: LinkId) -> bool {
+        let (used, capacity) = self.load(link);
+        used < 0.97 * capacity
+    }
+
+    /// What a link carries and what it can carry, bytes per second.
+    pub fn load(&self, link: LinkId) -> (f64, f64) {
+        let link = &self.links[link as usize];
+        (link.flows.iter().map(|f| self.flows[*f as usize].rate).sum(), link.capacity)
+    }
+
     /// Starts a flow that is due after `goal` bytes. It moves from the next [`settle`](Self::settle) on.
     pub fn start(&mut self, now: u64, up: LinkId, down: LinkId, goal: f64) -> FlowId {
         let id = self.free.pop().unwrap_or_else(|| {

@@ -3,7 +3,8 @@
 use anyhow::ensure;
 use clap::{Args, Parser, Subcommand};
 use shoal_netsim::{Options, scenario::Serving, simulate};
-use std::time::Instant;
+use shoal_transfer::swarm::SwarmConfig;
+use std::time::{Duration, Instant};
 
 /// Simulates swarms that run the product's scheduler.
 #[derive(Parser)]
@@ -60,9 +61,21 @@ struct Run {
     /// The seed goes once every leaf was seen elsewhere.
     #[arg(long)]
     seed_leaves: bool,
+    /// Asked of all peers together at least, KiB.
+    #[arg(long)]
+    least_total: Option<u64>,
+    /// What is asked of all peers together covers so much of the rate, ms.
+    #[arg(long)]
+    total_slack: Option<u64>,
+    /// Tells on stderr how things stand while it runs.
+    #[arg(long)]
+    trace: bool,
     /// Connections of each peer; all without it.
     #[arg(long)]
     degree: Option<usize>,
+    /// Requests of one peer that a peer answers at the same time.
+    #[arg(long, default_value_t = 2)]
+    per_connection: usize,
     /// Requests that a peer answers at the same time.
     #[arg(long)]
     at_once: Option<usize>,
@@ -81,6 +94,9 @@ impl Run {
     fn run(self) -> anyhow::Result<()> {
         ensure!(self.peers > 0, "--peers must be at least 1");
         ensure!(self.megabytes > 0.0 && self.mbit > 0.0, "--megabytes and --mbit must be more than 0");
+        let mut swarm = SwarmConfig::default();
+        swarm.least_total = self.least_total.map_or(swarm.least_total, |kib| kib << 10);
+        swarm.total_slack = self.total_slack.map_or(swarm.total_slack, Duration::from_millis);
         for seed in self.seed..self.seed + self.runs {
             let options = Options {
                 peers: self.peers,
@@ -96,10 +112,12 @@ impl Run {
                 corrupters: self.corrupters,
                 seed_leaves: self.seed_leaves,
                 degree: self.degree,
+                swarm: swarm.clone(),
+                trace: self.trace,
                 serving: Serving {
                     answers_at_once: self.at_once.unwrap_or(usize::MAX),
                     upload_slots: self.slots.unwrap_or(usize::MAX),
-                    ..Serving::default()
+                    answers_per_connection: self.per_connection,
                 },
             };
             let begun = Instant::now();

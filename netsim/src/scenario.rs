@@ -1,6 +1,7 @@
 //! What is simulated: content, peers, links, who comes and goes; and the bounds that a run is held against. No simulation.
 
 use crate::rng::Rng;
+use shoal_transfer::swarm::SwarmConfig;
 
 /// What a peer is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +79,10 @@ pub struct Options {
     pub degree: Option<usize>,
     /// How uplinks are shared.
     pub serving: Serving,
+    /// The scheduler's settings.
+    pub swarm: SwarmConfig,
+    /// Tells on stderr how things stand while it runs.
+    pub trace: bool,
 }
 
 impl Default for Options {
@@ -97,6 +102,8 @@ impl Default for Options {
             seed_leaves: false,
             degree: None,
             serving: Serving::default(),
+            swarm: SwarmConfig::default(),
+            trace: false,
         }
     }
 }

@@ -28,6 +28,8 @@ const VERIFY_NS: u64 = 1_000_000;
 /// From joining to taking part, in one-way delays: the handshake with the seed, the request for the tree and its answer,
 /// the introduction and the handshakes with the others, which overlap.
 const START_DELAYS: u64 = 6;
+/// A line of a trace stands for so long.
+const TRACE_NS: u64 = 500_000_000;
 /// A run that takes so many times the ideal time has failed.
 const GIVE_UP: f64 = 20.0;
 
@@ -109,7 +111,8 @@ struct Node {
     swarm: Option<Box<Swarm>>,
     have: FixedBitSet,
     neighbours: BTreeSet<u32>,
-    open: BTreeMap<BatchId, u32>,
+    /// Requests on their way: whom, and how many leaves are still to come.
+    open: BTreeMap<BatchId, (u32, usize)>,
     timer: u64,
     done_at: Option<u64>,
     conns: BTreeMap<u32, Conn>,
@@ -201,7 +204,7 @@ impl World {
         World {
             options: options.clone(),
             sizes: scenario.sizes.clone().into(),
-            config: SwarmConfig::default(),
+            config: options.swarm.clone(),
             serving: options.serving,
             latency: nanos(options.latency),
             scenario,
@@ -237,6 +240,9 @@ impl World {
             let event = self.queue.peek().map(|Reverse((at, _, _))| *at);
             let due = self.fluid.next_due();
             let Some(next) = event.into_iter().chain(due).min().filter(|t| *t <= limit) else { break };
+            if self.options.trace && next / TRACE_NS > self.now / TRACE_NS {
+                self.trace(next);
+            }
             self.now = self.now.max(next);
             self.handled += 1;
             if due == Some(next) {
@@ -373,7 +379,7 @@ impl World {
     fn gone(&mut self, peer: u32, gone: u32) {
         let now = Duration::from_nanos(self.now);
         let node = &mut self.nodes[peer as usize];
-        node.open.retain(|_, server| *server != gone);
+        node.open.retain(|_, (server, _)| *server != gone);
         let verdicts = node.choker.handle_gone(now, gone);
         if let Some(swarm) = &mut node.swarm {
             swarm.handle_gone(now, PeerIx(gone));
@@ -388,7 +394,7 @@ impl World {
             self.nodes[other as usize].neighbours.remove(&peer);
             self.close(peer, other);
             self.close(other, peer);
-            self.nodes[peer as usize].open.retain(|_, server| *server != other);
+            self.nodes[peer as usize].open.retain(|_, (server, _)| *server != other);
             self.soon(Event::Gone { peer: other, gone: peer });
         }
     }
@@ -425,9 +431,11 @@ impl World {
     /// Begins to answer what has a turn.
     fn answer_next(&mut self, server: u32) {
         let mut at = 0;
+        // one more than that at a time, where those who are served do not fill the uplink
+        let mut more = self.fluid.has_room(self.nodes[server as usize].up);
         loop {
             let node = &mut self.nodes[server as usize];
-            if node.answering >= self.serving.answers_at_once {
+            if node.answering >= self.serving.answers_at_once && !std::mem::take(&mut more) {
                 return;
             }
             let Some(client) = node.queue.get(at).copied() else { return };
@@ -553,8 +561,10 @@ impl World {
         let now = Duration::from_nanos(self.now);
         let corrupt = self.nodes[server as usize].plan.kind == Kind::Corrupter;
         let node = &mut self.nodes[client as usize];
-        if node.open.get(&batch) != Some(&server) {
-            return;
+        let Some((_, left)) = node.open.get_mut(&batch) else { return };
+        *left -= 1;
+        if *left == 0 {
+            node.open.remove(&batch);
         }
         let Some(swarm) = &mut node.swarm else { return };
         let peer = PeerIx(server);
@@ -601,7 +611,7 @@ impl World {
             let Some(action) = swarm.poll_action(now) else { break };
             match action {
                 Action::Request { peer, batch, leaves } => {
-                    self.nodes[id as usize].open.insert(batch, peer.0);
+                    self.nodes[id as usize].open.insert(batch, (peer.0, leaves.len()));
                     self.soon(Event::Request { server: peer.0, client: id, batch, leaves });
                 }
                 Action::Cancel { peer, batch } => {
@@ -626,7 +636,7 @@ impl World {
             node.swarm = None;
             node.done_at = Some(self.now);
             let open = std::mem::take(&mut node.open);
-            for (batch, server) in open {
+            for (batch, (server, _)) in open {
                 self.soon(Event::Cancel { server, client: id, batch });
             }
             if self.nodes[id as usize].must_finish() {
@@ -650,7 +660,7 @@ impl World {
         }
         node.timer = u64::MAX;
         // the driver hears of bytes as they come, not only of whole leaves
-        let servers: BTreeSet<u32> = node.open.values().copied().collect();
+        let servers: BTreeSet<u32> = node.open.values().map(|(server, _)| *server).collect();
         let now = Duration::from_nanos(self.now);
         for server in servers {
             self.progress(server, id);
@@ -690,6 +700,29 @@ impl World {
     }
 
     // ---- results ----
+
+    /// How things stand, for people who wonder why.
+    fn trace(&self, next: u64) {
+        let leechers = || self.nodes.iter().filter(|n| n.plan.kind == Kind::Leecher && n.present);
+        let part = |links: &mut dyn Iterator<Item = LinkId>| {
+            let (used, all) = links.map(|l| self.fluid.load(l)).fold((0.0, 0.0), |(u, a), (x, y)| (u + x, a + y));
+            100.0 * used / f64::max(all, 1.0)
+        };
+        let n = leechers().count().max(1);
+        eprintln!(
+            "{:6.2} s: seed {:3.0} % of its uplink, to {:3} at once, {:3} wait; {:.3} copies sent, {:3} leaves spread; leechers' uplinks {:3.0} %, {:4.1} asked each, have {:5.1} % (least {:5.1} %)",
+            seconds(next),
+            part(&mut std::iter::once(self.nodes[0].up)),
+            self.nodes[0].answering,
+            self.nodes[0].conns.values().map(|c| c.waiting.len()).sum::<usize>(),
+            self.nodes[0].sent / self.options.bytes as f64,
+            self.seen.count_ones(..),
+            part(&mut leechers().map(|n| n.up)),
+            leechers().map(|n| n.open.len()).sum::<usize>() as f64 / n as f64,
+            100.0 * leechers().map(|n| n.have.count_ones(..)).sum::<usize>() as f64 / (n * self.sizes.len()) as f64,
+            100.0 * leechers().map(|n| n.have.count_ones(..)).min().unwrap_or(0) as f64 / self.sizes.len() as f64,
+        );
+    }
 
     fn outcome(mut self) -> Outcome {
         let took = |n: &Node| Some(seconds(n.done_at?) - n.plan.joins);

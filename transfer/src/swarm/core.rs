@@ -1,13 +1,20 @@
-//! The decisions of one fetch: picking, windows, end game, stalls, blame. Sans-IO; see [`Swarm`] for how to drive it.
+//! One fetch: what the driver tells it and what it tells the driver. Sans-IO; see [`Swarm`] for how to drive it.
+//!
+//! `choose` decides which leaf to ask whom for, `book` keeps the accounts of leaves and peers, `alarm` deals with time.
+
+mod alarm;
+mod book;
+mod choose;
 
 use super::{
-    peer::{Batch, Peer, PeerAccount},
+    peer::{ABSENT, Meter, Peer, PeerAccount},
     picker::Picker,
-    stripe::{self, Tag},
+    stripe::{self, Stripe},
 };
+use alarm::Alarms;
 use fixedbitset::FixedBitSet;
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     ops::Range,
     sync::Arc,
     time::Duration,
@@ -24,10 +31,15 @@ pub struct BatchId(pub u64);
 /// Settings of the scheduler. Sizes in bytes.
 #[derive(Debug, Clone)]
 pub struct SwarmConfig {
-    /// Asked of a peer before its rate is known.
+    /// Asked of a peer before its rate is known, where there is nobody else to ask.
     pub initial_window: u64,
     /// A window never falls below this, so that a slow peer has the next leaf queued while it sends one.
     pub least_window: u64,
+    /// Asked of all peers together at least. Many peers asked for a leaf each keep this side's downlink full where
+    /// uplinks are shared; too many queue up at some uplinks while others idle.
+    pub least_total: u64,
+    /// What is asked of all peers together covers so much of the recent rate beyond the round trip.
+    pub total_slack: Duration,
     /// A request holds at most about this much.
     pub largest_batch: u64,
     /// A request holds at most so many leaves.
@@ -45,8 +57,10 @@ pub struct SwarmConfig {
 impl Default for SwarmConfig {
     fn default() -> Self {
         SwarmConfig {
-            initial_window: 2 << 20,
+            initial_window: 1 << 20,
             least_window: 512 << 10,
+            least_total: 2 << 20,
+            total_slack: Duration::from_millis(180),
             largest_batch: 2 << 20,
             most_leaves: 512,
             least_timeout: Duration::from_secs(1),
@@ -128,6 +142,13 @@ enum Leaf {
     Done,
 }
 
+/// Who was asked for a leaf: a peer, and at the end of a fetch a second one.
+#[derive(Debug, Clone, Copy)]
+struct Holders {
+    first: (PeerIx, BatchId),
+    second: Option<(PeerIx, BatchId)>,
+}
+
 /// The scheduler of one fetch.
 ///
 /// Call `handle_*` with what happened and the time since an origin of the driver's choice, then
@@ -137,23 +158,57 @@ enum Leaf {
 #[derive(Debug)]
 pub struct Swarm {
     config: SwarmConfig,
-    me: Tag,
+    me: stripe::Tag,
     sizes: Arc<[u32]>,
     leaves: Vec<Leaf>,
     picker: Picker,
-    peers: BTreeMap<PeerIx, Peer>,
+    /// Peers by slot; a slot is used again after its peer has gone.
+    peers: Vec<Option<Peer>>,
+    free: Vec<u32>,
+    /// Slots by number. Only looked up, never walked through: its order is chance.
+    slots: HashMap<PeerIx, u32>,
+    /// Slots of the peers that may be asked for more, seeders and leechers; a peer that had nothing to give is put back
+    /// when it has.
+    ready_seeders: Vec<u32>,
+    ready_leechers: Vec<u32>,
     /// Leaves in state `Asked`, and in which requests.
-    asked: BTreeMap<u32, Vec<(PeerIx, BatchId)>>,
-    /// Peers that may be able to take another request.
-    ready: BTreeSet<PeerIx>,
-    /// Peers that refused a request, and until when they are left alone.
-    paused: BTreeMap<PeerIx, Duration>,
+    asked: BTreeMap<u32, Holders>,
     actions: VecDeque<Action>,
+    alarms: Alarms,
     next_batch: u64,
-    /// Tags of the connected leechers, for striping, and how far the round through the leaves is for this set of them.
-    leechers: Vec<Tag>,
-    round: u32,
     draws: u32,
+    stripe: Stripe,
+    leechers: u32,
+    /// Slots whose place among the leechers is to be looked at before the next decision.
+    unsettled: Vec<u32>,
+    /// Announcements of all leechers, and which of them is looked at next for having fallen silent.
+    announced: u64,
+    watch: u32,
+    /// What only seeders have is empty or not, as of the last look.
+    scarce: bool,
+    /// Seeders are asked for their own leaves before this one only; those of them that have not come out yet.
+    horizon: u32,
+    pending: FixedBitSet,
+    pending_bytes: u64,
+    /// Seeders that had nothing to ask for.
+    dry_seeders: Vec<u32>,
+    /// Bytes that come out of seeders, announced by anybody for the first time.
+    outflow: Meter,
+    /// Peers that have only leaves to give which it is not this leecher's turn to ask for.
+    held: VecDeque<u32>,
+    /// Less than it could be is on its way since then, because of that.
+    held_since: Option<Duration>,
+    next_release: Option<Duration>,
+    /// Nothing was to be asked of anybody since then, though leaves are needed.
+    idle_since: Option<Duration>,
+    /// That was so for long: seeders may be asked for what others own.
+    starved: bool,
+    meter: Meter,
+    /// Moving average of the round trips of those who deliver, seconds.
+    rtt: f64,
+    in_flight: u64,
+    /// The part of it that waits at seeders for what only they have.
+    in_flight_scarce: u64,
     progress: Progress,
     bytes_needed: u64,
 }
@@ -179,8 +234,7 @@ impl Swarm {
                 bytes_needed += size;
             }
         }
-        let first = stripe::first_leaf(me, count);
-        let listed = (first..count as u32).chain(0..first).filter(|l| leaves[*l as usize] == Leaf::Needed);
+        let listed = (0..count as u32).filter(|l| leaves[*l as usize] == Leaf::Needed);
         let picker = Picker::new(count, listed);
         Swarm {
             config,
@@ -188,15 +242,36 @@ impl Swarm {
             sizes,
             picker,
             leaves,
-            peers: BTreeMap::new(),
+            peers: vec![],
+            free: vec![],
+            slots: HashMap::new(),
+            ready_seeders: vec![],
+            ready_leechers: vec![],
             asked: BTreeMap::new(),
-            ready: BTreeSet::new(),
-            paused: BTreeMap::new(),
             actions: VecDeque::new(),
+            alarms: Alarms::default(),
             next_batch: 0,
-            leechers: vec![],
-            round: 0,
             draws: 0,
+            stripe: Stripe::new(me, count),
+            leechers: 0,
+            unsettled: vec![],
+            announced: 0,
+            watch: 0,
+            scarce: true,
+            horizon: 0,
+            pending: FixedBitSet::with_capacity(count),
+            pending_bytes: 0,
+            dry_seeders: vec![],
+            outflow: Meter::default(),
+            held: VecDeque::new(),
+            held_since: None,
+            next_release: None,
+            idle_since: None,
+            starved: false,
+            meter: Meter::default(),
+            rtt: 0.0,
+            in_flight: 0,
+            in_flight_scarce: 0,
             progress,
             bytes_needed,
         }
@@ -219,108 +294,145 @@ impl Swarm {
 
     /// The account of a connected peer.
     pub fn account(&self, peer: PeerIx) -> Option<PeerAccount> {
-        self.peers.get(&peer).map(Peer::account)
+        self.peer(peer).map(Peer::account)
     }
 
     /// Bytes that are asked for and not delivered, over all peers.
     pub fn in_flight(&self) -> u64 {
-        self.peers.values().map(|p| p.in_flight).sum()
+        self.in_flight
     }
 
     /// A peer takes part. It has nothing until [`handle_have`](Self::handle_have) says so. `tag` is the same for all who
     /// know this peer.
     pub fn handle_peer(&mut self, now: Duration, peer: PeerIx, tag: u64, rtt: Duration) {
-        self.peers.insert(peer, Peer::new(now, tag, self.sizes.len(), rtt));
-        self.ready.insert(peer);
-        self.count_leechers();
+        self.handle_gone(now, peer);
+        let fresh = Peer::new(now, peer, tag, self.sizes.len(), rtt);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.peers.push(None);
+            (self.peers.len() - 1) as u32
+        });
+        self.peers[slot as usize] = Some(fresh);
+        self.slots.insert(peer, slot);
+        self.leechers += 1;
+        self.settle_later(slot);
     }
 
     /// A peer is gone; what it was asked for is needed again.
     pub fn handle_gone(&mut self, _now: Duration, peer: PeerIx) {
-        let Some(gone) = self.peers.remove(&peer) else { return };
-        self.ready.remove(&peer);
-        self.paused.remove(&peer);
+        let Some(slot) = self.slots.get(&peer).copied() else { return };
+        self.unready(slot);
+        self.slots.remove(&peer);
+        let Some(gone) = self.peers[slot as usize].take() else { return };
+        self.free.push(slot);
         if !gone.is_seeder() {
+            self.leechers -= 1;
             gone.have.ones().for_each(|leaf| self.picker.lost(leaf as u32));
         }
-        for (batch, b) in gone.batches {
-            self.release(peer, batch, &b.leaves);
+        if gone.striped {
+            self.stripe.leave(gone.tag);
+            self.wake_seeders();
         }
-        self.count_leechers();
+        for (batch, b) in gone.batches {
+            let bytes = b.leaves.iter().map(|l| u64::from(self.sizes[*l as usize])).sum();
+            self.landed(&b, bytes);
+            self.release(peer, batch, b.leaves);
+        }
     }
 
     /// The path to `peer` has this round trip time at best.
     pub fn handle_rtt(&mut self, peer: PeerIx, rtt: Duration) {
-        if let Some(p) = self.peers.get_mut(&peer) {
-            p.set_rtt(rtt);
+        if let Some(p) = self.peer_mut(peer) {
+            p.rtt = rtt;
         }
     }
 
     /// `peer` says that it has `ranges`. False: a range runs past the last leaf, which is the peer's fault; nothing changed.
     #[must_use]
-    pub fn handle_have(&mut self, _now: Duration, peer: PeerIx, ranges: &[Range<u32>]) -> bool {
+    pub fn handle_have(&mut self, now: Duration, peer: PeerIx, ranges: &[Range<u32>]) -> bool {
         if ranges.iter().any(|r| r.end as usize > self.sizes.len()) {
             return false;
         }
-        let Some(p) = self.peers.get_mut(&peer) else { return true };
+        let Some(slot) = self.slots.get(&peer).copied() else { return true };
+        let Some(p) = &mut self.peers[slot as usize] else { return true };
         if p.is_seeder() {
             return true;
         }
-        let mut fresh = vec![];
+        let before = p.have_count;
+        let mut out = vec![];
         for leaf in ranges.iter().cloned().flatten() {
-            if !p.have.put(leaf as usize) {
-                p.have_count += 1;
-                fresh.push(leaf);
+            if p.have.put(leaf as usize) {
+                continue;
+            }
+            p.have_count += 1;
+            if self.picker.availability(leaf) == 0 && !matches!(self.leaves[leaf as usize], Leaf::Done | Leaf::Unwanted)
+            {
+                out.push(leaf);
+            }
+            self.picker.gained(leaf);
+            if self.picker.contains(leaf) {
+                p.suggest(leaf);
+            }
+            if !matches!(self.leaves[leaf as usize], Leaf::Done | Leaf::Unwanted) {
+                p.wants_from = p.wants_from.min(leaf);
             }
         }
-        if fresh.is_empty() {
+        if p.have_count == before {
             return true;
         }
-        if p.is_seeder() {
-            // seeders are not counted by the picker: take back what it was counted for as a leecher
-            fresh.iter().for_each(|leaf| p.have.remove(*leaf as usize));
-            p.have.ones().for_each(|leaf| self.picker.lost(leaf as u32));
-            p.have.insert_range(..);
-            p.candidates = vec![];
-            self.count_leechers();
-        } else {
-            for leaf in fresh {
-                self.picker.gained(leaf);
-                if self.picker.contains(leaf) {
-                    p.candidates.push(leaf);
-                }
-            }
+        let is_seeder = p.is_seeder();
+        if !is_seeder {
+            self.came_out(now, &out);
         }
-        self.ready.insert(peer);
-        self.tell_interest(peer);
+        let Some(p) = &mut self.peers[slot as usize] else { return true };
+        if is_seeder {
+            // seeders are not counted by the picker: take back what it was counted for as a leecher
+            (0..p.have.len() as u32).for_each(|leaf| self.picker.lost(leaf));
+            p.candidates = vec![];
+            p.unscanned = None;
+            self.leechers -= 1;
+            self.unready(slot);
+            self.settle_later(slot);
+        } else {
+            self.spoke(slot);
+        }
+        self.ready(slot);
+        self.tell_interest(slot);
         true
     }
 
     /// `peer` says that it lacks `ranges`.
     pub fn handle_dont_have(&mut self, _now: Duration, peer: PeerIx, ranges: &[Range<u32>]) {
         let count = self.sizes.len() as u32;
+        let Some(slot) = self.slots.get(&peer).copied() else { return };
         for leaf in ranges.iter().flat_map(|r| r.start..r.end.min(count)) {
-            self.lacks(peer, leaf);
+            self.lacks(slot, leaf);
         }
-        self.tell_interest(peer);
+        self.tell_interest(slot);
     }
 
     /// `peer` will not (or will again) serve requests.
     pub fn handle_choke(&mut self, _now: Duration, peer: PeerIx, choked: bool) {
-        if let Some(p) = self.peers.get_mut(&peer) {
-            p.choked = choked;
-            if !choked {
-                self.paused.remove(&peer);
-                self.ready.insert(peer);
-            }
+        let Some(slot) = self.slots.get(&peer).copied() else { return };
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        p.choked = choked;
+        if choked {
+            self.unready(slot);
+        } else {
+            p.paused = None;
+            self.ready(slot);
         }
     }
 
     /// `bytes` more of what `peer` was asked for came in.
     pub fn handle_bytes(&mut self, now: Duration, peer: PeerIx, bytes: u64) {
-        if let Some(p) = self.peers.get_mut(&peer) {
-            p.delivered(now, bytes);
-        }
+        let Some(slot) = self.slots.get(&peer).copied() else { return };
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        p.delivered(now, bytes);
+        self.meter.add(now, bytes);
+        let rtt = p.rtt.as_secs_f64();
+        self.rtt = if self.rtt == 0.0 { rtt } else { self.rtt + 0.05 * (rtt - self.rtt) };
+        // its window may have grown
+        self.ready(slot);
     }
 
     /// A leaf of a request is here as a whole, not verified yet. False: it is not wanted (any more); do not write it.
@@ -329,25 +441,12 @@ impl Swarm {
         if !self.take_from_batch(peer, batch, leaf) {
             return false;
         }
-        let Some(holders) = self.asked.remove(&leaf) else {
+        if self.leaves[leaf as usize] != Leaf::Asked {
             self.progress.bytes_duplicate += u64::from(self.sizes[leaf as usize]);
             return false;
-        };
-        self.leaves[leaf as usize] = Leaf::Arrived;
-        for (other, other_batch) in holders {
-            if (other, other_batch) == (peer, batch) {
-                continue;
-            }
-            let Some(p) = self.peers.get_mut(&other) else { continue };
-            p.overtaken += 1;
-            // a request that holds more is left to run: stopping it would cost its other leaves
-            if p.batches.get(&other_batch).is_some_and(|b| b.leaves == [leaf]) {
-                p.batches.remove(&other_batch);
-                p.in_flight = p.in_flight.saturating_sub(u64::from(self.sizes[leaf as usize]));
-                self.ready.insert(other);
-                self.actions.push_back(Action::Cancel { peer: other, batch: other_batch });
-            }
         }
+        self.leaves[leaf as usize] = Leaf::Arrived;
+        self.overtake(leaf, (peer, batch));
         true
     }
 
@@ -362,7 +461,7 @@ impl Swarm {
     /// A leaf that arrived from `peer` was verified and is in place.
     pub fn handle_verified(&mut self, _now: Duration, peer: PeerIx, leaf: u32) {
         let size = u64::from(self.sizes[leaf as usize]);
-        if let Some(p) = self.peers.get_mut(&peer) {
+        if let Some(p) = self.peer_mut(peer) {
             p.bytes += size;
             p.leaves += 1;
         }
@@ -384,346 +483,84 @@ impl Swarm {
 
     /// The answer to a request says that `peer` does not have `leaf`.
     pub fn handle_refused(&mut self, _now: Duration, peer: PeerIx, batch: BatchId, leaf: u32) {
+        let Some(slot) = self.slots.get(&peer).copied() else { return };
+        // before the leaf is needed again, so that it is not offered to who lacks it
+        self.lacks(slot, leaf);
         if self.take_from_batch(peer, batch, leaf) {
             self.unask(peer, batch, leaf);
         }
-        self.lacks(peer, leaf);
-        self.tell_interest(peer);
+        self.tell_interest(slot);
     }
 
     /// A request ended. What it did not bring is needed again; `refused`: the peer turned it down, so it is left alone
     /// for a while.
     pub fn handle_ended(&mut self, now: Duration, peer: PeerIx, batch: BatchId, refused: bool) {
-        let Some(p) = self.peers.get_mut(&peer) else { return };
-        let Some(b) = p.batches.remove(&batch) else { return };
-        let bytes: u64 = b.leaves.iter().map(|l| u64::from(self.sizes[*l as usize])).sum();
-        p.in_flight = p.in_flight.saturating_sub(bytes);
-        if refused {
-            self.paused.insert(peer, now + self.config.refusal_pause);
+        let Some(slot) = self.slots.get(&peer).copied() else { return };
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        if refused && p.batches.contains_key(&batch) {
+            let until = now + self.config.refusal_pause;
+            p.paused = Some(until);
+            self.alarms.set(until, slot);
+            self.unready(slot);
         }
-        self.release(peer, batch, &b.leaves);
-        self.ready.insert(peer);
-    }
-
-    /// When [`handle_timeout`](Self::handle_timeout) is to be called, if nothing else happens first.
-    pub fn poll_timeout(&self) -> Option<Duration> {
-        let stalls = self.peers.values().filter(|p| p.in_flight > 0).map(|p| p.last_active + self.time_to_stall(p));
-        stalls.chain(self.paused.values().copied()).min()
-    }
-
-    /// Time has passed: peers that stalled lose what they were asked for to peers that can deliver it.
-    pub fn handle_timeout(&mut self, now: Duration) {
-        let over: Vec<PeerIx> = self.paused.iter().filter(|(_, until)| **until <= now).map(|(p, _)| *p).collect();
-        for peer in over {
-            self.paused.remove(&peer);
-            self.ready.insert(peer);
-        }
-        let stalled: Vec<PeerIx> = (self.peers.iter())
-            .filter(|(_, p)| p.in_flight > 0 && p.last_active + self.time_to_stall(p) <= now)
-            .map(|(ix, _)| *ix)
-            .collect();
-        for peer in stalled {
-            self.stalled(now, peer);
-        }
+        self.take_back(peer, batch);
     }
 
     /// The next thing to do. Actions for one peer come in order.
     pub fn poll_action(&mut self, now: Duration) -> Option<Action> {
-        while self.actions.is_empty() {
-            let peer = self.ready.pop_first()?;
-            self.fill(now, peer);
+        if self.actions.is_empty() {
+            self.schedule(now);
         }
         self.actions.pop_front()
     }
 
-    // ---- picking ----
+    // ---- peers by number ----
 
-    /// Asks `peer` for as much as its window takes.
-    fn fill(&mut self, now: Duration, peer: PeerIx) {
-        if self.paused.contains_key(&peer) {
+    fn peer(&self, peer: PeerIx) -> Option<&Peer> {
+        self.at(*self.slots.get(&peer)?)
+    }
+
+    fn peer_mut(&mut self, peer: PeerIx) -> Option<&mut Peer> {
+        self.peers[*self.slots.get(&peer)? as usize].as_mut()
+    }
+
+    fn at(&self, slot: u32) -> Option<&Peer> {
+        self.peers[slot as usize].as_ref()
+    }
+
+    // ---- who may be asked ----
+
+    /// `slot` may have something to ask for, and room.
+    fn ready(&mut self, slot: u32) {
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        if p.at_ready != ABSENT || p.choked || p.paused.is_some() {
             return;
         }
-        loop {
-            let peers = self.peers.len() as u64;
-            let Some(p) = self.peers.get(&peer) else { return };
-            let window = p.window(self.config.initial_window, self.config.least_window);
-            if p.choked || p.in_flight >= window {
+        let list = if p.is_seeder() { &mut self.ready_seeders } else { &mut self.ready_leechers };
+        p.at_ready = list.len() as u32;
+        list.push(slot);
+    }
+
+    fn unready(&mut self, slot: u32) {
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        let at = std::mem::replace(&mut p.at_ready, ABSENT) as usize;
+        for list in [&mut self.ready_seeders, &mut self.ready_leechers] {
+            if list.get(at) == Some(&slot) {
+                list.swap_remove(at);
+                if let Some(moved) = list.get(at).copied()
+                    && let Some(p) = &mut self.peers[moved as usize]
+                {
+                    p.at_ready = at as u32;
+                }
                 return;
             }
-            // towards the end requests shrink, so that no peer sits on much of the rest
-            let share = self.bytes_needed / (2 * peers);
-            let target = if p.snubbed {
-                1
-            } else {
-                p.batch_bytes(self.config.largest_batch).min(share).min(window - p.in_flight)
-            };
-            let mut leaves = vec![];
-            let mut bytes = 0;
-            while leaves.len() < self.config.most_leaves && (leaves.is_empty() || bytes < target) {
-                let Some(leaf) = self.pick(peer) else { break };
-                self.picker.remove(leaf);
-                self.bytes_needed -= u64::from(self.sizes[leaf as usize]);
-                bytes += u64::from(self.sizes[leaf as usize]);
-                leaves.push(leaf);
-            }
-            if leaves.is_empty() {
-                let Some(leaf) = self.pick_twice(peer) else { return };
-                bytes = u64::from(self.sizes[leaf as usize]);
-                leaves.push(leaf);
-            }
-            self.request(now, peer, leaves, bytes);
         }
     }
 
-    fn request(&mut self, now: Duration, peer: PeerIx, mut leaves: Vec<u32>, bytes: u64) {
-        leaves.sort_unstable();
-        let batch = BatchId(self.next_batch);
-        self.next_batch += 1;
-        for leaf in &leaves {
-            self.leaves[*leaf as usize] = Leaf::Asked;
-            self.asked.entry(*leaf).or_default().push((peer, batch));
-        }
-        if let Some(p) = self.peers.get_mut(&peer) {
-            p.asked(now, bytes);
-            p.batches.insert(batch, Batch { leaves: leaves.clone() });
-        }
-        self.actions.push_back(Action::Request { peer, batch, leaves });
-    }
-
-    /// The leaf to ask `peer` for next, still listed in the picker.
-    fn pick(&mut self, peer: PeerIx) -> Option<u32> {
-        if self.picker.len() == 0 {
-            return None;
-        }
-        if self.peers.get(&peer)?.is_seeder() { self.pick_at_seeder() } else { self.pick_at_leecher(peer) }
-    }
-
-    /// At a seeder: what no leecher has, first this peer's own stripe of it, then what others would ask for last; when
-    /// leechers have everything, the rarest.
-    fn pick_at_seeder(&mut self) -> Option<u32> {
-        let count = self.sizes.len() as u32;
-        let first = stripe::first_leaf(self.me, count as usize);
-        while self.round < count {
-            let leaf = (first + self.round) % count;
-            self.round += 1;
-            if self.picker.contains(leaf)
-                && self.picker.availability(leaf) == 0
-                && stripe::owns(leaf, self.me, &self.leechers)
-            {
-                return Some(leaf);
-            }
-        }
-        let unique = self.picker.only_at_seeders().len();
-        let draws: Vec<usize> = (0..SAMPLE.min(unique)).map(|_| self.draw(unique)).collect();
-        let sample = draws.into_iter().map(|at| self.picker.only_at_seeders()[at]);
-        let last = sample.max_by_key(|leaf| {
-            let owner =
-                self.leechers.iter().copied().max_by_key(|t| (stripe::weight(*leaf, *t), *t)).unwrap_or(self.me);
-            let begin = stripe::first_leaf(owner, count as usize);
-            ((u64::from(*leaf) + u64::from(count - begin)) % u64::from(count), *leaf)
-        });
-        last.or_else(|| self.picker.rarest_first().first().copied())
-    }
-
-    /// At a leecher: the rarest of a few of the leaves that it announced.
-    fn pick_at_leecher(&mut self, peer: PeerIx) -> Option<u32> {
-        let mut candidates = std::mem::take(&mut self.peers.get_mut(&peer)?.candidates);
-        let mut best: Option<(u16, usize)> = None;
-        let mut looked = 0;
-        while looked < SAMPLE && !candidates.is_empty() {
-            let at = self.draw(candidates.len());
-            let leaf = candidates[at];
-            if !self.picker.contains(leaf) || !self.peers.get(&peer)?.has(leaf) {
-                // each announcement is dropped once, so this costs nothing in the long run
-                candidates.swap_remove(at);
-                best = None;
-                continue;
-            }
-            looked += 1;
-            let rarity = self.picker.availability(leaf);
-            if best.is_none_or(|(b, _)| rarity < b) {
-                best = Some((rarity, at));
-            }
-        }
-        let leaf = best.map(|(_, at)| candidates.swap_remove(at));
-        if let Some(p) = self.peers.get_mut(&peer) {
-            p.candidates = candidates;
-        }
-        leaf
-    }
-
-    /// End game: everything is asked for. A leaf that `peer` would bring well before the one who was asked is asked for
-    /// a second time; who comes first wins, the other request is cancelled.
-    fn pick_twice(&self, peer: PeerIx) -> Option<u32> {
-        let p = self.peers.get(&peer)?;
-        if self.picker.len() > 0 || p.snubbed || self.peers.len() < 2 {
-            return None;
-        }
-        let mut best: Option<(f64, u32)> = None;
-        for (leaf, holders) in &self.asked {
-            let [(holder, _)] = holders[..] else { continue };
-            if holder == peer || !p.has(*leaf) {
-                continue;
-            }
-            let Some(h) = self.peers.get(&holder) else { continue };
-            let theirs = if h.snubbed { f64::INFINITY } else { h.eta(0) };
-            let ours = p.eta(u64::from(self.sizes[*leaf as usize]));
-            if theirs > 2.0 * ours && best.is_none_or(|(b, _)| theirs > b) {
-                best = Some((theirs, *leaf));
-            }
-        }
-        best.map(|(_, leaf)| leaf)
-    }
-
-    /// A number below `below`, the same in each run with the same inputs.
-    fn draw(&mut self, below: usize) -> usize {
-        self.draws = self.draws.wrapping_add(1);
-        ((u128::from(stripe::weight(self.draws, self.me)) * below as u128) >> 64) as usize
-    }
-
-    // ---- accounts ----
-
-    fn time_to_stall(&self, p: &Peer) -> Duration {
-        if p.snubbed {
-            return self.config.patience;
-        }
-        p.timeout(self.config.least_timeout, self.config.most_timeout)
-    }
-
-    /// `peer` sent nothing for too long: what others can deliver is taken from it. One that stalls again, or whose
-    /// leaves nobody else has, is dropped when patience ends.
-    fn stalled(&mut self, now: Duration, peer: PeerIx) {
-        let Some(p) = self.peers.get(&peer) else { return };
-        if p.snubbed {
-            self.drop_peer(now, peer, DropReason::Stalled);
-            return;
-        }
-        let others = |leaf: u32| self.peers.iter().any(|(ix, o)| *ix != peer && !o.choked && !o.snubbed && o.has(leaf));
-        let movable: Vec<BatchId> =
-            p.batches.iter().filter(|(_, b)| b.leaves.iter().any(|l| others(*l))).map(|(id, _)| *id).collect();
-        for batch in movable {
-            self.actions.push_back(Action::Cancel { peer, batch });
-            self.handle_ended(now, peer, batch, false);
-        }
-        if let Some(p) = self.peers.get_mut(&peer) {
-            p.snubbed = true;
-        }
-    }
-
-    fn drop_peer(&mut self, now: Duration, peer: PeerIx, reason: DropReason) {
-        if self.peers.contains_key(&peer) {
-            self.handle_gone(now, peer);
-            self.actions.push_back(Action::Drop { peer, reason });
-        }
-    }
-
-    /// Takes `leaf` out of a request's list; false if it is not in it.
-    fn take_from_batch(&mut self, peer: PeerIx, batch: BatchId, leaf: u32) -> bool {
-        let Some(p) = self.peers.get_mut(&peer) else { return false };
-        let Some(b) = p.batches.get_mut(&batch) else { return false };
-        let Some(at) = b.leaves.iter().position(|l| *l == leaf) else { return false };
-        b.leaves.remove(at);
-        if b.leaves.is_empty() {
-            p.batches.remove(&batch);
-        }
-        p.in_flight = p.in_flight.saturating_sub(u64::from(self.sizes[leaf as usize]));
-        self.ready.insert(peer);
-        true
-    }
-
-    fn release(&mut self, peer: PeerIx, batch: BatchId, leaves: &[u32]) {
-        for leaf in leaves {
-            self.unask(peer, batch, *leaf);
-        }
-    }
-
-    /// One request for `leaf` is void; without another one it is needed again.
-    fn unask(&mut self, peer: PeerIx, batch: BatchId, leaf: u32) {
-        let Some(holders) = self.asked.get_mut(&leaf) else { return };
-        holders.retain(|h| *h != (peer, batch));
-        if holders.is_empty() {
-            self.asked.remove(&leaf);
-            self.need(leaf);
-        }
-    }
-
-    /// `leaf` is to be asked for again.
-    fn need(&mut self, leaf: u32) {
-        self.leaves[leaf as usize] = Leaf::Needed;
-        self.bytes_needed += u64::from(self.sizes[leaf as usize]);
-        self.picker.insert(leaf);
-        for (ix, p) in &mut self.peers {
-            if p.has(leaf) {
-                if !p.is_seeder() {
-                    p.candidates.push(leaf);
-                }
-                self.ready.insert(*ix);
-            }
-        }
-    }
-
-    fn done(&mut self, leaf: u32) {
-        match self.leaves[leaf as usize] {
-            Leaf::Done | Leaf::Unwanted => return,
-            Leaf::Needed => {
-                self.picker.remove(leaf);
-                self.bytes_needed -= u64::from(self.sizes[leaf as usize]);
-            }
-            Leaf::Asked => {
-                self.asked.remove(&leaf);
-            }
-            Leaf::Arrived => {}
-        }
-        self.leaves[leaf as usize] = Leaf::Done;
-        self.progress.leaves_done += 1;
-        self.progress.bytes_done += u64::from(self.sizes[leaf as usize]);
-        if self.is_complete() {
-            let all: Vec<PeerIx> = self.peers.keys().copied().collect();
-            all.into_iter().for_each(|p| self.tell_interest(p));
-        }
-    }
-
-    fn lacks(&mut self, peer: PeerIx, leaf: u32) {
-        let Some(p) = self.peers.get_mut(&peer) else { return };
-        if !p.has(leaf) {
-            return;
-        }
-        let was_seeder = p.is_seeder();
-        p.have.set(leaf as usize, false);
-        p.have_count -= 1;
-        if was_seeder {
-            for leaf in p.have.ones().map(|l| l as u32) {
-                self.picker.gained(leaf);
-                if self.picker.contains(leaf) {
-                    p.candidates.push(leaf);
-                }
-            }
-            self.count_leechers();
-        } else {
-            self.picker.lost(leaf);
-        }
-    }
-
-    /// The set of leechers changed: stripes are dealt anew.
-    fn count_leechers(&mut self) {
-        let tags: Vec<Tag> = self.peers.values().filter(|p| !p.is_seeder()).map(|p| p.tag).collect();
-        if tags != self.leechers {
-            self.leechers = tags;
-            self.round = 0;
-        }
-    }
-
-    fn tell_interest(&mut self, peer: PeerIx) {
-        let complete = self.is_complete();
-        let Some(p) = self.peers.get_mut(&peer) else { return };
-        let wants = !complete
-            && (p.is_seeder() || p.have.ones().any(|l| !matches!(self.leaves[l], Leaf::Done | Leaf::Unwanted)));
-        if wants != p.interested {
-            p.interested = wants;
-            self.actions.push_back(Action::Interested { peer, yes: wants });
+    /// Seeders may have something to ask for again.
+    fn wake_seeders(&mut self) {
+        for slot in std::mem::take(&mut self.dry_seeders) {
+            self.ready(slot);
         }
     }
 }
-
-/// How many candidates a pick looks at: "the power of d choices" comes close to rarest first at a constant price.
-const SAMPLE: usize = 16;

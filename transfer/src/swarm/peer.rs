@@ -1,9 +1,12 @@
 //! One peer's account in a swarm: what it has, what it was asked for, how fast it delivers, when it counts as stalled.
 //! It decides nothing about leaves.
 
-use super::{core::BatchId, stripe::Tag};
+use super::{core::BatchId, core::PeerIx, stripe::Tag};
 use fixedbitset::FixedBitSet;
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 /// Deliveries are averaged over at least this long; shorter spans measure the scheduler of the machine.
 const RATE_SPAN: Duration = Duration::from_millis(40);
@@ -12,13 +15,70 @@ const RATE_GAIN: f64 = 0.3;
 /// What a window covers beyond the round trip: the time that the serving side may take to read, hash and queue.
 const SERVICE_SLACK: Duration = Duration::from_millis(50);
 /// A window grows by this factor over what was delivered in its time, so that a faster path is found.
-const WINDOW_GAIN: f64 = 1.5;
+pub(super) const WINDOW_GAIN: f64 = 1.5;
+/// Announced leaves remembered one by one; what is beyond is found again by a walk through the haves.
+const MAX_CANDIDATES: usize = 256;
 
-/// Leaves asked for in one request.
+/// Bytes over time: a moving average and a recent maximum.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Meter {
+    rate: f64,
+    /// Largest rate of the recent past, decaying; windows follow it so that one slow span does not shrink them.
+    peak: f64,
+    span_start: Duration,
+    span_bytes: u64,
+}
+
+impl Meter {
+    /// What comes from `now` on is measured; what waited before is not.
+    pub(super) fn restart(&mut self, now: Duration) {
+        self.span_start = now;
+        self.span_bytes = 0;
+    }
+
+    pub(super) fn add(&mut self, now: Duration, bytes: u64) {
+        self.span_bytes += bytes;
+        let span = now.saturating_sub(self.span_start);
+        if span >= RATE_SPAN {
+            let sample = self.span_bytes as f64 / span.as_secs_f64();
+            self.rate = if self.rate == 0.0 { sample } else { self.rate + RATE_GAIN * (sample - self.rate) };
+            // halves in about two seconds without a new maximum
+            let decay = 0.5f64.powf(span.as_secs_f64() / 2.0);
+            self.peak = (self.peak * decay).max(sample);
+            self.restart(now);
+        }
+    }
+
+    /// Bytes per second; 0 while nothing is known.
+    pub(super) fn rate(&self) -> f64 {
+        self.rate
+    }
+
+    /// The recent maximum, bytes per second; 0 while nothing is known.
+    pub(super) fn peak(&self) -> f64 {
+        self.peak
+    }
+}
+
+/// Leaves asked for in one request and not delivered yet, in the order of the answer.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// Not delivered yet.
-    pub(super) leaves: Vec<u32>,
+    pub(super) leaves: VecDeque<u32>,
+    /// It is for leaves that only seeders had when it was sent.
+    pub(super) scarce: bool,
+}
+
+impl Batch {
+    /// Takes `leaf` out. Answers come in order, so it is the first one but for a few that overtook it on the way through
+    /// the threads that verify.
+    pub(super) fn take(&mut self, leaf: u32) -> bool {
+        if self.leaves.front() == Some(&leaf) {
+            self.leaves.pop_front();
+            return true;
+        }
+        let at = self.leaves.iter().position(|l| *l == leaf);
+        at.is_some_and(|at| self.leaves.remove(at).is_some())
+    }
 }
 
 /// Figures of a peer, for reports.
@@ -42,52 +102,74 @@ pub struct PeerAccount {
 
 #[derive(Debug)]
 pub(super) struct Peer {
+    pub(super) ix: PeerIx,
     pub(super) tag: Tag,
     pub(super) have: FixedBitSet,
     pub(super) have_count: u32,
     pub(super) choked: bool,
     pub(super) interested: bool,
-    /// Leaves that it announced while they were wanted; stale entries are dropped when met.
+    /// Counted as a leecher that owns a share of what only seeders have.
+    pub(super) striped: bool,
+    /// The count of all announcements when it made its last one.
+    pub(super) spoke_at: u64,
+    /// Where it stands in the list of those that may be asked; `ABSENT` if it does not.
+    pub(super) at_ready: u32,
+    /// Leaves that it announced while they were listed; stale entries are dropped when met.
     pub(super) candidates: Vec<u32>,
+    /// Announced leaves that found no room in `candidates` are from here on.
+    pub(super) unscanned: Option<u32>,
+    /// Of the leaves below this one that it has, all are in place.
+    pub(super) wants_from: u32,
     pub(super) batches: BTreeMap<BatchId, Batch>,
     pub(super) in_flight: u64,
+    /// Something came from it since it was asked after being idle, so that its oldest request is being answered.
+    pub(super) heard: bool,
     /// Its requests timed out: it gets one leaf at a time until it delivers again.
     pub(super) snubbed: bool,
+    /// It refused a request and is left alone until then.
+    pub(super) paused: Option<Duration>,
+    /// A stall alarm is set for it.
+    pub(super) alarmed: bool,
     pub(super) bytes: u64,
     pub(super) leaves: u64,
     pub(super) overtaken: u64,
-    rtt: Duration,
-    rate: f64,
-    /// Largest rate of the recent past, decaying; windows follow it so that one slow span does not shrink them.
-    peak: f64,
-    span_start: Duration,
-    span_bytes: u64,
+    pub(super) rtt: Duration,
+    pub(super) meter: Meter,
     /// When it last delivered anything, or was first asked after being idle.
     pub(super) last_active: Duration,
     gap_mean: f64,
     gap_deviation: f64,
 }
 
+/// No place.
+pub(super) const ABSENT: u32 = u32::MAX;
+
 impl Peer {
-    pub(super) fn new(now: Duration, tag: Tag, leaves: usize, rtt: Duration) -> Self {
+    pub(super) fn new(now: Duration, ix: PeerIx, tag: Tag, leaves: usize, rtt: Duration) -> Self {
         Peer {
+            ix,
             tag,
             have: FixedBitSet::with_capacity(leaves),
             have_count: 0,
             choked: false,
             interested: false,
+            striped: false,
+            spoke_at: 0,
+            at_ready: ABSENT,
             candidates: vec![],
+            unscanned: None,
+            wants_from: leaves as u32,
             batches: BTreeMap::new(),
             in_flight: 0,
+            heard: false,
             snubbed: false,
+            paused: None,
+            alarmed: false,
             bytes: 0,
             leaves: 0,
             overtaken: 0,
             rtt,
-            rate: 0.0,
-            peak: 0.0,
-            span_start: now,
-            span_bytes: 0,
+            meter: Meter::default(),
             last_active: now,
             gap_mean: 0.0,
             gap_deviation: 0.0,
@@ -106,7 +188,7 @@ impl Peer {
         PeerAccount {
             bytes: self.bytes,
             leaves: self.leaves,
-            rate: self.rate,
+            rate: self.meter.rate(),
             in_flight: self.in_flight,
             have: self.have_count,
             overtaken: self.overtaken,
@@ -114,16 +196,35 @@ impl Peer {
         }
     }
 
-    pub(super) fn set_rtt(&mut self, rtt: Duration) {
-        self.rtt = rtt;
+    /// `leaf`, which it has, is listed.
+    pub(super) fn suggest(&mut self, leaf: u32) {
+        if self.candidates.len() < MAX_CANDIDATES {
+            self.candidates.push(leaf);
+        } else {
+            self.unscanned = Some(self.unscanned.map_or(leaf, |from| from.min(leaf)));
+        }
+    }
+
+    /// Finds announced leaves again that had no room, as far as `listed` says that they are to be asked for.
+    pub(super) fn rescan(&mut self, listed: impl Fn(u32) -> bool) {
+        let Some(from) = self.unscanned.take() else { return };
+        for leaf in from..self.have.len() as u32 {
+            if self.have.contains(leaf as usize) && listed(leaf) {
+                if self.candidates.len() == MAX_CANDIDATES {
+                    self.unscanned = Some(leaf);
+                    return;
+                }
+                self.candidates.push(leaf);
+            }
+        }
     }
 
     /// A request goes out.
     pub(super) fn asked(&mut self, now: Duration, bytes: u64) {
         if self.in_flight == 0 {
             self.last_active = now;
-            self.span_start = now;
-            self.span_bytes = 0;
+            self.heard = false;
+            self.meter.restart(now);
         }
         self.in_flight += bytes;
     }
@@ -133,20 +234,11 @@ impl Peer {
         let gap = now.saturating_sub(self.last_active).as_secs_f64();
         self.last_active = now;
         self.snubbed = false;
+        self.heard = true;
         // Jacobson and Karels 1988, as in RFC 6298: mean and mean deviation
         self.gap_deviation += 0.25 * ((gap - self.gap_mean).abs() - self.gap_deviation);
         self.gap_mean += 0.125 * (gap - self.gap_mean);
-        self.span_bytes += bytes;
-        let span = now.saturating_sub(self.span_start);
-        if span >= RATE_SPAN {
-            let sample = self.span_bytes as f64 / span.as_secs_f64();
-            self.rate = if self.rate == 0.0 { sample } else { self.rate + RATE_GAIN * (sample - self.rate) };
-            // halves in about two seconds without a new maximum
-            let decay = 0.5f64.powf(span.as_secs_f64() / 2.0);
-            self.peak = (self.peak * decay).max(sample);
-            self.span_start = now;
-            self.span_bytes = 0;
-        }
+        self.meter.add(now, bytes);
     }
 
     /// Bytes that may be asked for and not delivered at one time.
@@ -154,16 +246,17 @@ impl Peer {
         if self.snubbed {
             return 1;
         }
-        if self.peak == 0.0 {
+        if self.meter.peak() == 0.0 {
             return initial.max(least);
         }
         let span = self.rtt + SERVICE_SLACK;
-        ((self.peak * span.as_secs_f64() * WINDOW_GAIN) as u64).max(least)
+        ((self.meter.peak() * span.as_secs_f64() * WINDOW_GAIN) as u64).max(least)
     }
 
     /// Bytes worth putting into one request: few enough that a lost peer costs little, many enough that requests are rare.
     pub(super) fn batch_bytes(&self, largest: u64) -> u64 {
-        if self.peak == 0.0 { largest / 8 } else { ((self.peak * 0.02) as u64).min(largest) }
+        let peak = self.meter.peak();
+        if peak == 0.0 { largest / 8 } else { ((peak * 0.02) as u64).min(largest) }
     }
 
     /// Without a byte for this long, a peer that was asked counts as stalled: mean + 4 deviations of the gaps seen.
@@ -175,11 +268,13 @@ impl Peer {
         Duration::from_secs_f64(seconds.min(3600.0)).clamp(least, most)
     }
 
-    /// Seconds until `bytes` more, asked for now, would be here.
-    pub(super) fn eta(&self, bytes: u64) -> f64 {
-        if self.rate == 0.0 {
+    /// Seconds until `bytes` more, asked for now, would be here, for a peer that delivers `unknown` bytes per second
+    /// where nothing is known of it.
+    pub(super) fn eta(&self, bytes: u64, unknown: f64) -> f64 {
+        let rate = if self.meter.rate() == 0.0 { unknown } else { self.meter.rate() };
+        if rate == 0.0 {
             return f64::INFINITY;
         }
-        (self.in_flight + bytes) as f64 / self.rate + self.rtt.as_secs_f64()
+        (self.in_flight + bytes) as f64 / rate + self.rtt.as_secs_f64()
     }
 }

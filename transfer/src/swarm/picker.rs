@@ -2,7 +2,8 @@
 //! (`piece_picker` of libtorrent-rasterbar). One array holds the leaves, grouped by availability; moving a leaf to the
 //! next bucket is one swap with the border, so a have costs O(1) and the rarest bucket is a slice.
 //!
-//! Seeders are not counted here: they have every leaf, so they change no order.
+//! Seeders are not counted here: they have every leaf, so they change no order. Leaves that [`COMMON`] leechers or more
+//! have share the last bucket, so that taking a leaf out or putting it back is O(1) as well.
 
 /// Leaves by rarity. `u32` is the leaf's index everywhere.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(super) struct Picker {
 }
 
 const ABSENT: u32 = u32::MAX;
+/// From this many on it makes no difference how many leechers have a leaf.
+const COMMON: usize = 32;
 
 impl Picker {
     /// Lists `leaves` (each below `count`) in the order given, all with availability 0.
@@ -29,6 +32,10 @@ impl Picker {
         }
         let starts = vec![0, order.len() as u32];
         Picker { order, position, availability: vec![0; count], starts }
+    }
+
+    fn bucket(&self, leaf: u32) -> usize {
+        (self.availability[leaf as usize] as usize).min(COMMON)
     }
 
     /// Leaves still to be asked for.
@@ -60,7 +67,7 @@ impl Picker {
     pub(super) fn gained(&mut self, leaf: u32) {
         let old = self.availability[leaf as usize] as usize;
         self.availability[leaf as usize] = (old + 1).min(u16::MAX as usize) as u16;
-        if self.contains(leaf) && self.availability[leaf as usize] as usize != old {
+        if self.contains(leaf) && old < COMMON {
             self.open_bucket(old + 1);
             // to the end of its bucket, then move the border over it
             let border = self.starts[old + 1] - 1;
@@ -73,19 +80,19 @@ impl Picker {
     pub(super) fn lost(&mut self, leaf: u32) {
         let Some(new) = self.availability[leaf as usize].checked_sub(1) else { return };
         self.availability[leaf as usize] = new;
-        if self.contains(leaf) {
+        if self.contains(leaf) && (new as usize) < COMMON {
             let border = self.starts[new as usize + 1];
             self.swap(self.position[leaf as usize], border);
             self.starts[new as usize + 1] = border + 1;
         }
     }
 
-    /// `leaf` was asked for or is no longer wanted. O(buckets above its own).
+    /// `leaf` was asked for or is no longer wanted.
     pub(super) fn remove(&mut self, leaf: u32) {
         if !self.contains(leaf) {
             return;
         }
-        let bucket = self.availability[leaf as usize] as usize;
+        let bucket = self.bucket(leaf);
         for b in bucket + 1..self.starts.len() {
             let last = self.starts[b] - 1;
             self.swap(self.position[leaf as usize], last);
@@ -95,12 +102,12 @@ impl Picker {
         self.position[leaf as usize] = ABSENT;
     }
 
-    /// `leaf` is to be asked for (again). O(buckets above its own).
+    /// `leaf` is to be asked for (again).
     pub(super) fn insert(&mut self, leaf: u32) {
         if self.contains(leaf) {
             return;
         }
-        let bucket = self.availability[leaf as usize] as usize;
+        let bucket = self.bucket(leaf);
         self.open_bucket(bucket);
         self.position[leaf as usize] = self.order.len() as u32;
         self.order.push(leaf);
@@ -135,11 +142,11 @@ mod tests {
     fn check(p: &Picker) {
         assert_eq!(*p.starts.last().unwrap() as usize, p.order.len());
         assert!(p.starts.is_sorted());
-        let rarity: Vec<u16> = p.order.iter().map(|l| p.availability(*l)).collect();
+        let rarity: Vec<usize> = p.order.iter().map(|l| p.bucket(*l)).collect();
         assert!(rarity.is_sorted(), "{rarity:?}");
         for (at, leaf) in p.order.iter().enumerate() {
             assert_eq!(p.position[*leaf as usize], at as u32);
-            let a = p.availability(*leaf) as usize;
+            let a = p.bucket(*leaf);
             assert!((p.starts[a]..p.starts[a + 1]).contains(&(at as u32)));
         }
         assert!(p.only_at_seeders().iter().all(|l| p.availability(*l) == 0));
@@ -148,13 +155,15 @@ mod tests {
     proptest! {
         /// Any run of operations keeps the leaves sorted by rarity and every position true.
         #[test]
-        fn order_holds_under_any_operations(ops in prop::collection::vec((0..4u8, 0..20u32), 0..400)) {
+        fn order_holds_under_any_operations(ops in prop::collection::vec((0..6u8, 0..20u32), 0..1000)) {
             let mut p = Picker::new(20, 0..20);
             let mut listed: std::collections::BTreeSet<u32> = (0..20).collect();
             for (op, leaf) in ops {
                 match op {
-                    0 => p.gained(leaf),
-                    1 => p.lost(leaf),
+                    // more gains than losses, so that some leaves become common
+                    0 | 4 => p.gained(leaf % 5),
+                    1 => p.lost(leaf % 5),
+                    5 => p.gained(leaf),
                     2 => { p.remove(leaf); listed.remove(&leaf); }
                     _ => { p.insert(leaf); listed.insert(leaf); }
                 }

@@ -1,0 +1,124 @@
+//! What happens when nothing happens: stalled peers, pauses that end, starving. No other timer exists in the scheduler.
+
+use super::*;
+use std::{cmp::Reverse, collections::BinaryHeap};
+
+/// With leaves to fetch, nothing asked of anybody and nothing to ask for but what others own, wait so long.
+const STARVE: Duration = Duration::from_millis(500);
+
+/// Times at which a peer is to be looked at. A time may be too early, never too late; whoever looks sets the next one.
+#[derive(Debug, Default)]
+pub(super) struct Alarms(BinaryHeap<Reverse<(Duration, u32)>>);
+
+impl Alarms {
+    pub(super) fn set(&mut self, at: Duration, slot: u32) {
+        self.0.push(Reverse((at, slot)));
+    }
+
+    fn next(&self) -> Option<Duration> {
+        self.0.peek().map(|Reverse((at, _))| *at)
+    }
+
+    fn pop(&mut self, now: Duration) -> Option<u32> {
+        let Reverse((at, slot)) = *self.0.peek()?;
+        (at <= now).then(|| {
+            self.0.pop();
+            slot
+        })
+    }
+}
+
+impl Swarm {
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called, if nothing else happens first. It may turn out that
+    /// nothing was to be done yet.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let starving = self.idle_since.filter(|_| !self.starved).map(|since| since + STARVE);
+        let held = self.held_since.and(self.next_release);
+        self.alarms.next().into_iter().chain(starving).chain(held).min()
+    }
+
+    /// Time has passed: peers that stalled lose what they were asked for to peers that can deliver it.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        while let Some(slot) = self.alarms.pop(now) {
+            self.look(now, slot);
+        }
+        if self.next_release.is_some_and(|at| at <= now) {
+            self.next_release = None;
+            for slot in std::mem::take(&mut self.held) {
+                self.ready(slot);
+            }
+        }
+        if self.idle_since.is_some_and(|since| since + STARVE <= now) && !self.starved {
+            self.starved = true;
+            self.wake_seeders();
+        }
+    }
+
+    fn look(&mut self, now: Duration, slot: u32) {
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        if p.paused.is_some_and(|until| until <= now) {
+            p.paused = None;
+            return self.ready(slot);
+        }
+        if !p.alarmed {
+            return;
+        }
+        let Some(p) = self.at(slot) else { return };
+        let due = p.last_active + self.time_to_stall(p);
+        if p.in_flight == 0 {
+            self.set_alarmed(slot, false);
+        } else if due > now {
+            self.alarms.set(due, slot);
+        } else {
+            self.set_alarmed(slot, false);
+            self.stalled(now, slot);
+            self.watch_stall(slot);
+        }
+    }
+
+    fn set_alarmed(&mut self, slot: u32, yes: bool) {
+        if let Some(p) = &mut self.peers[slot as usize] {
+            p.alarmed = yes;
+        }
+    }
+
+    /// `slot` was asked for something: it is looked at when it could have stalled.
+    pub(super) fn watch_stall(&mut self, slot: u32) {
+        let Some(p) = self.at(slot) else { return };
+        if !p.alarmed && p.in_flight > 0 {
+            self.alarms.set(p.last_active + self.time_to_stall(p), slot);
+            self.set_alarmed(slot, true);
+        }
+    }
+
+    fn time_to_stall(&self, p: &Peer) -> Duration {
+        if p.snubbed {
+            return self.config.patience;
+        }
+        p.timeout(self.config.least_timeout, self.config.most_timeout)
+    }
+
+    /// `slot` sent nothing for too long: what others can deliver is taken from it. One that stalls again, or whose
+    /// leaves nobody else has, is dropped when patience ends.
+    fn stalled(&mut self, now: Duration, slot: u32) {
+        let Some(p) = self.at(slot) else { return };
+        let peer = p.ix;
+        if p.snubbed {
+            return self.drop_peer(now, peer, DropReason::Stalled);
+        }
+        let others: Vec<&Peer> =
+            self.peers.iter().flatten().filter(|o| o.ix != peer && !o.choked && !o.snubbed).collect();
+        let movable: Vec<BatchId> = (p.batches.iter())
+            .filter(|(_, b)| b.leaves.iter().any(|l| others.iter().any(|o| o.has(*l))))
+            .map(|(id, _)| *id)
+            .collect();
+        // what it was asked for is offered to the others first, and to it last
+        if let Some(p) = &mut self.peers[slot as usize] {
+            p.snubbed = true;
+        }
+        for batch in movable {
+            self.actions.push_back(Action::Cancel { peer, batch });
+            self.handle_ended(now, peer, batch, false);
+        }
+    }
+}

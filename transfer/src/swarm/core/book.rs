@@ -1,0 +1,277 @@
+//! The accounts: what became of a leaf, what a peer has, who counts as a leecher. No choice between peers or leaves.
+
+use super::{super::peer::Batch, *};
+
+/// A leecher is silent when the others have announced so many leaves each since its last one. It owns nothing then.
+const SILENT_AFTER: u64 = 16;
+
+impl Swarm {
+    /// Takes `leaf` out of a request's list; false if it is not in it.
+    pub(super) fn take_from_batch(&mut self, peer: PeerIx, batch: BatchId, leaf: u32) -> bool {
+        let Some(slot) = self.slots.get(&peer).copied() else { return false };
+        let Some(p) = &mut self.peers[slot as usize] else { return false };
+        let Some(b) = p.batches.get_mut(&batch) else { return false };
+        if !b.take(leaf) {
+            return false;
+        }
+        let size = u64::from(self.sizes[leaf as usize]);
+        p.in_flight -= size;
+        self.in_flight -= size;
+        self.in_flight_scarce -= if b.scarce { size } else { 0 };
+        if b.leaves.is_empty() {
+            p.batches.remove(&batch);
+        }
+        self.ready(slot);
+        true
+    }
+
+    /// A request is void: what it did not bring is needed again.
+    pub(super) fn take_back(&mut self, peer: PeerIx, batch: BatchId) {
+        let Some(slot) = self.slots.get(&peer).copied() else { return };
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        let Some(b) = p.batches.remove(&batch) else { return };
+        let bytes = b.leaves.iter().map(|l| u64::from(self.sizes[*l as usize])).sum();
+        p.in_flight -= bytes;
+        self.landed(&b, bytes);
+        self.release(peer, batch, b.leaves);
+        self.ready(slot);
+    }
+
+    /// So many bytes of a request are no longer on their way.
+    pub(super) fn landed(&mut self, b: &Batch, bytes: u64) {
+        self.in_flight -= bytes;
+        self.in_flight_scarce -= if b.scarce { bytes } else { 0 };
+    }
+
+    pub(super) fn release(&mut self, peer: PeerIx, batch: BatchId, leaves: impl IntoIterator<Item = u32>) {
+        for leaf in leaves {
+            self.unask(peer, batch, leaf);
+        }
+    }
+
+    /// One request for `leaf` is void; without another one it is needed again.
+    pub(super) fn unask(&mut self, peer: PeerIx, batch: BatchId, leaf: u32) {
+        let Some(holders) = self.asked.get_mut(&leaf) else { return };
+        let void = (peer, batch);
+        match holders.second {
+            Some(second) if holders.first == void => *holders = Holders { first: second, second: None },
+            Some(second) if second == void => holders.second = None,
+            None if holders.first == void => {
+                self.asked.remove(&leaf);
+                self.need(leaf);
+            }
+            _ => {}
+        }
+    }
+
+    /// `leaf` is here: whoever else was asked for it alone is told to stop.
+    pub(super) fn overtake(&mut self, leaf: u32, by: (PeerIx, BatchId)) {
+        let Some(holders) = self.asked.remove(&leaf) else { return };
+        for (other, batch) in [Some(holders.first), holders.second].into_iter().flatten().filter(|h| *h != by) {
+            let size = u64::from(self.sizes[leaf as usize]);
+            let Some(slot) = self.slots.get(&other).copied() else { continue };
+            let Some(p) = &mut self.peers[slot as usize] else { continue };
+            p.overtaken += 1;
+            // a request that holds more is left to run: stopping it would cost its other leaves
+            if p.batches.get(&batch).is_some_and(|b| b.leaves == [leaf]) {
+                let scarce = p.batches.remove(&batch).is_some_and(|b| b.scarce);
+                p.in_flight -= size;
+                self.in_flight -= size;
+                self.in_flight_scarce -= if scarce { size } else { 0 };
+                self.ready(slot);
+                self.actions.push_back(Action::Cancel { peer: other, batch });
+            }
+        }
+    }
+
+    /// `leaf` is to be asked for again. O(peers): it happens where something failed.
+    pub(super) fn need(&mut self, leaf: u32) {
+        self.leaves[leaf as usize] = Leaf::Needed;
+        self.bytes_needed += u64::from(self.sizes[leaf as usize]);
+        self.picker.insert(leaf);
+        self.stripe.restart();
+        for slot in 0..self.peers.len() as u32 {
+            let Some(p) = self.peers[slot as usize].as_mut().filter(|p| p.has(leaf)) else { continue };
+            if !p.is_seeder() {
+                p.suggest(leaf);
+            }
+            self.ready(slot);
+        }
+    }
+
+    pub(super) fn done(&mut self, leaf: u32) {
+        match self.leaves[leaf as usize] {
+            Leaf::Done | Leaf::Unwanted => return,
+            Leaf::Needed => {
+                self.picker.remove(leaf);
+                self.bytes_needed -= u64::from(self.sizes[leaf as usize]);
+            }
+            Leaf::Asked => self.overtake(leaf, (PeerIx(u32::MAX), BatchId(u64::MAX))),
+            Leaf::Arrived => {}
+        }
+        self.uncount(leaf);
+        self.leaves[leaf as usize] = Leaf::Done;
+        self.progress.leaves_done += 1;
+        self.progress.bytes_done += u64::from(self.sizes[leaf as usize]);
+        if self.is_complete() {
+            (0..self.peers.len() as u32).for_each(|slot| self.tell_interest(slot));
+        }
+    }
+
+    pub(super) fn lacks(&mut self, slot: u32, leaf: u32) {
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        if !p.has(leaf) {
+            return;
+        }
+        let was_seeder = p.is_seeder();
+        p.have.set(leaf as usize, false);
+        p.have_count -= 1;
+        if !was_seeder {
+            return self.picker.lost(leaf);
+        }
+        // it is in the list of the seeders
+        let listed = p.at_ready != ABSENT;
+        p.have_count += 1;
+        self.unready(slot);
+        if let Some(p) = &mut self.peers[slot as usize] {
+            p.have_count -= 1;
+            p.unscanned = Some(0);
+            p.have.ones().for_each(|leaf| self.picker.gained(leaf as u32));
+        }
+        self.leechers += 1;
+        self.settle_later(slot);
+        if listed {
+            self.ready(slot);
+        }
+    }
+
+    pub(super) fn drop_peer(&mut self, now: Duration, peer: PeerIx, reason: DropReason) {
+        if self.slots.contains_key(&peer) {
+            self.handle_gone(now, peer);
+            self.actions.push_back(Action::Drop { peer, reason });
+        }
+    }
+
+    /// `leaves`, which only seeders had, were announced by a leecher: the others do their part.
+    pub(super) fn came_out(&mut self, now: Duration, leaves: &[u32]) {
+        if leaves.is_empty() {
+            return;
+        }
+        self.starved = false;
+        self.idle_since = self.idle_since.map(|_| now);
+        self.outflow.add(now, leaves.iter().map(|l| u64::from(self.sizes[*l as usize])).sum());
+        leaves.iter().for_each(|leaf| self.uncount(*leaf));
+        self.wake_seeders();
+    }
+
+    /// `leaf` no longer holds up the horizon.
+    fn uncount(&mut self, leaf: u32) {
+        if self.pending.contains(leaf as usize) {
+            self.pending.set(leaf as usize, false);
+            self.pending_bytes -= u64::from(self.sizes[leaf as usize]);
+        }
+    }
+
+    /// Moves the horizon until so many bytes before it have not come out.
+    pub(super) fn look_ahead(&mut self, pending: u64) {
+        while self.pending_bytes < pending && self.horizon < self.sizes.len() as u32 {
+            let leaf = self.horizon;
+            self.horizon += 1;
+            let open = matches!(self.leaves[leaf as usize], Leaf::Needed | Leaf::Asked);
+            if open && self.picker.availability(leaf) == 0 {
+                self.pending.insert(leaf as usize);
+                self.pending_bytes += u64::from(self.sizes[leaf as usize]);
+            }
+        }
+    }
+
+    // ---- leechers ----
+
+    /// Whether `slot` is a leecher is decided when what it has is known: before the next decision.
+    pub(super) fn settle_later(&mut self, slot: u32) {
+        self.unsettled.push(slot);
+    }
+
+    /// Deals stripes anew for the leechers that came, changed or fell silent. O(leaves) for each.
+    pub(super) fn settle_leechers(&mut self) {
+        let (mut changed, mut joined) = (false, false);
+        while let Some(slot) = self.unsettled.pop() {
+            let silent = self.is_silent(slot);
+            let Some(p) = &mut self.peers[slot as usize] else { continue };
+            let counts = !p.is_seeder() && !silent;
+            if counts != p.striped {
+                p.striped = counts;
+                changed = true;
+                joined |= counts;
+                if counts { self.stripe.join(p.tag) } else { self.stripe.leave(p.tag) }
+            }
+        }
+        if joined {
+            self.disown();
+        }
+        if changed {
+            self.wake_seeders();
+        }
+    }
+
+    /// Takes requests back that wait at seeders for leaves that a newcomer owns now: it will ask for them itself. What a
+    /// seeder may have begun to send is left to come. O(leaves asked for).
+    fn disown(&mut self) {
+        let mut void = vec![];
+        for (leaf, holders) in &self.asked {
+            if self.stripe.owns(*leaf) || self.picker.availability(*leaf) > 0 || holders.second.is_some() {
+                continue;
+            }
+            let (peer, batch) = holders.first;
+            let Some(p) = self.peer(peer).filter(|p| p.is_seeder()) else { continue };
+            let begun = p.batches.first_key_value().is_some_and(|(oldest, _)| *oldest == batch) && p.heard;
+            if !begun && p.batches.get(&batch).is_some_and(|b| b.leaves == [*leaf]) {
+                void.push((peer, batch));
+            }
+        }
+        for (peer, batch) in void {
+            self.actions.push_back(Action::Cancel { peer, batch });
+            self.take_back(peer, batch);
+        }
+    }
+
+    fn is_silent(&self, slot: u32) -> bool {
+        let far = SILENT_AFTER * u64::from(self.leechers.max(1));
+        self.at(slot).is_some_and(|p| self.announced - p.spoke_at > far)
+    }
+
+    /// A leecher announced something: it counts, and one of the others is looked at for having fallen silent.
+    pub(super) fn spoke(&mut self, slot: u32) {
+        self.announced += 1;
+        let announced = self.announced;
+        if let Some(p) = &mut self.peers[slot as usize] {
+            p.spoke_at = announced;
+            if !p.striped {
+                self.settle_later(slot);
+            }
+        }
+        self.watch = (self.watch + 1) % self.peers.len().max(1) as u32;
+        if self.at(self.watch).is_some_and(|p| p.striped) && self.is_silent(self.watch) {
+            self.settle_later(self.watch);
+        }
+    }
+
+    /// Tells a peer whether it has anything that is wanted. The walk goes on where it stopped, so that all of them
+    /// together cost O(leaves) for each peer, and O(1) for each have.
+    pub(super) fn tell_interest(&mut self, slot: u32) {
+        let complete = self.is_complete();
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        let settled = |leaf: u32| matches!(self.leaves[leaf as usize], Leaf::Done | Leaf::Unwanted);
+        if !complete {
+            while (p.wants_from as usize) < p.have.len() && !(p.has(p.wants_from) && !settled(p.wants_from)) {
+                p.wants_from += 1;
+            }
+        }
+        let wants = !complete && (p.wants_from as usize) < p.have.len();
+        if wants != p.interested {
+            p.interested = wants;
+            let peer = p.ix;
+            self.actions.push_back(Action::Interested { peer, yes: wants });
+        }
+    }
+}

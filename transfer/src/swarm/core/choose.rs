@@ -1,0 +1,276 @@
+//! Which leaf to ask whom for. Everything here is O(1) amortised: lists are sampled, not walked through.
+//!
+//! The order of thought: seeders are asked first for this leecher's own stripe of what only they have. Then, until enough
+//! is on its way, the peer that would answer soonest (of a few drawn) is asked for the rarest (of a few drawn) of the
+//! leaves that it has. At the end a leaf that is late is asked for a second time.
+
+use super::{super::peer::WINDOW_GAIN, *};
+use crate::swarm::peer::Batch;
+
+/// How many leaves a pick looks at: "the power of d choices" (Mitzenmacher 2001) comes close to rarest first at a constant
+/// price.
+const LEAF_SAMPLE: usize = 16;
+/// How many peers a choice looks at. More would make all leechers run after the same fast peer.
+const PEER_SAMPLE: usize = 8;
+/// How many late leaves are looked at for a second request.
+const LATE_SAMPLE: usize = 32;
+/// Bytes that are asked of seeders by all leechers together, at least: with more at once each leaf would take longer to
+/// come out, and what has come out is what the others live on.
+const LEAST_AHEAD: u64 = 5 << 19;
+/// That many seconds of what comes out may be asked for ahead.
+const AHEAD: f64 = 0.25;
+/// A leaf with few holders is asked for by so many leechers for each of them, at first.
+const TAKERS: u64 = 4;
+/// When too little else is to be had, the number of takers doubles as often as this.
+const HOLD: Duration = Duration::from_millis(100);
+/// Peers that are looked at again, of those that were held back, in one decision.
+const RELEASE: usize = 2;
+
+impl Swarm {
+    /// Asks as many peers for as much as is good now.
+    pub(super) fn schedule(&mut self, now: Duration) {
+        if self.is_complete() {
+            return;
+        }
+        if !self.unsettled.is_empty() {
+            self.settle_leechers();
+        }
+        let scarce = !self.picker.only_at_seeders().is_empty();
+        if self.scarce && !scarce {
+            self.wake_seeders();
+        }
+        self.scarce = scarce;
+        let total = self.total();
+        if scarce {
+            let ahead = (self.outflow.peak() * AHEAD * WINDOW_GAIN) as u64;
+            self.look_ahead(ahead.max(LEAST_AHEAD));
+        }
+        if self.in_flight - self.in_flight_scarce < total {
+            for slot in self.held.drain(..RELEASE.min(self.held.len())).collect::<Vec<_>>() {
+                self.ready(slot);
+            }
+        }
+        let takers = self.takers(now);
+        while scarce && self.in_flight_scarce < total {
+            let Some(slot) = self.soonest(true) else { break };
+            self.ask(now, slot, takers);
+        }
+        while self.in_flight - self.in_flight_scarce < total {
+            let Some(slot) = self.soonest(false) else { break };
+            self.ask(now, slot, takers);
+        }
+        if self.in_flight - self.in_flight_scarce >= total / 2 || self.held.is_empty() {
+            self.held_since = None;
+        } else {
+            self.held_since.get_or_insert(now);
+            self.next_release.get_or_insert(now + HOLD);
+        }
+        if self.in_flight > 0 || self.picker.len() == 0 {
+            self.idle_since = None;
+        } else if self.idle_since.is_none() {
+            self.idle_since = Some(now);
+        }
+    }
+
+    /// Of all leechers, so many may ask for a leaf that one of them has; more the longer this one goes short.
+    fn takers(&self, now: Duration) -> u64 {
+        let short = self.held_since.map_or(0, |since| now.saturating_sub(since).as_millis() / HOLD.as_millis());
+        TAKERS << short.min(32)
+    }
+
+    /// Whether it is this leecher's turn to ask for `leaf`. While few have it, a few are to fetch it at full speed rather
+    /// than all of them slowly, so that it spreads like a rumour; who they are is decided by rendezvous once more.
+    fn may_take(&self, leaf: u32, takers: u64) -> bool {
+        let crowd = u64::from(self.leechers) + 1;
+        let open = takers * u64::from(self.picker.availability(leaf));
+        open >= crowd || (stripe::weight(leaf, self.me) & 0xffff_ffff) * crowd < open << 32
+    }
+
+    /// Bytes that may be on their way from all peers together.
+    fn total(&self) -> u64 {
+        let span = self.config.total_slack.as_secs_f64() + self.rtt;
+        ((self.meter.peak() * span * WINDOW_GAIN) as u64).max(self.config.least_total)
+    }
+
+    /// Of a few peers that may be asked, the one that would answer soonest.
+    fn soonest(&mut self, only_seeders: bool) -> Option<u32> {
+        let seeders = self.ready_seeders.len();
+        let all = if only_seeders { seeders } else { seeders + self.ready_leechers.len() };
+        if all == 0 {
+            return None;
+        }
+        let unknown = self.meter.rate() / f64::from((self.slots.len() as u32).max(1));
+        let mut best: Option<(f64, u32)> = None;
+        for n in 0..PEER_SAMPLE.min(all) {
+            let at = if all <= PEER_SAMPLE { n } else { self.draw(all) };
+            let slot = if at < seeders { self.ready_seeders[at] } else { self.ready_leechers[at - seeders] };
+            let Some(p) = self.at(slot) else { continue };
+            let eta = p.eta(256 << 10, unknown);
+            if best.is_none_or(|(b, _)| eta < b) {
+                best = Some((eta, slot));
+            }
+        }
+        best.map(|(_, slot)| slot)
+    }
+
+    /// Sends one request to `slot`, or takes it off the list of those that may be asked.
+    fn ask(&mut self, now: Duration, slot: u32, takers: u64) {
+        let crowd = self.slots.len() as u64;
+        let Some(p) = self.at(slot) else { return };
+        // a leecher among many is asked for little at first: what is queued at one is not asked of another
+        let initial = if p.is_seeder() { self.config.initial_window } else { self.config.least_window };
+        let window = p.window(initial, self.config.least_window);
+        if p.in_flight >= window {
+            return self.unready(slot);
+        }
+        // towards the end requests shrink, so that no peer sits on much of the rest
+        let share = self.bytes_needed / (2 * crowd);
+        let target =
+            if p.snubbed { 1 } else { p.batch_bytes(self.config.largest_batch).min(share).min(window - p.in_flight) };
+        let mut leaves = vec![];
+        let mut bytes = 0;
+        while leaves.len() < self.config.most_leaves && (leaves.is_empty() || bytes < target) {
+            let Some(leaf) = self.pick(slot, takers) else { break };
+            self.picker.remove(leaf);
+            self.bytes_needed -= u64::from(self.sizes[leaf as usize]);
+            bytes += u64::from(self.sizes[leaf as usize]);
+            leaves.push(leaf);
+        }
+        if leaves.is_empty() {
+            let Some(leaf) = self.pick_late(slot) else { return self.dry(slot) };
+            bytes = u64::from(self.sizes[leaf as usize]);
+            leaves.push(leaf);
+        }
+        self.request(now, slot, leaves, bytes);
+    }
+
+    fn request(&mut self, now: Duration, slot: u32, mut leaves: Vec<u32>, bytes: u64) {
+        leaves.sort_unstable();
+        let scarce = self.at(slot).is_some_and(Peer::is_seeder) && self.picker.availability(leaves[0]) == 0;
+        let batch = BatchId(self.next_batch);
+        self.next_batch += 1;
+        if self.in_flight == 0 {
+            self.meter.restart(now);
+        }
+        self.in_flight += bytes;
+        self.in_flight_scarce += if scarce { bytes } else { 0 };
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        let peer = p.ix;
+        p.asked(now, bytes);
+        p.batches.insert(batch, Batch { leaves: leaves.iter().copied().collect(), scarce });
+        for leaf in &leaves {
+            self.leaves[*leaf as usize] = Leaf::Asked;
+            let first = (peer, batch);
+            let holders = self.asked.entry(*leaf).or_insert(Holders { first, second: None });
+            if holders.first != first {
+                holders.second = Some(first);
+            }
+        }
+        self.actions.push_back(Action::Request { peer, batch, leaves });
+        self.watch_stall(slot);
+    }
+
+    /// `slot` has nothing to ask for. It is put back when it announces something or a leaf is needed again.
+    fn dry(&mut self, slot: u32) {
+        self.unready(slot);
+        self.tell_interest(slot);
+        let Some(p) = self.at(slot) else { return };
+        if p.is_seeder() {
+            self.dry_seeders.push(slot);
+        } else if !p.candidates.is_empty() {
+            self.held.push_back(slot);
+        }
+    }
+
+    /// The leaf to ask `slot` for next, still listed in the picker.
+    fn pick(&mut self, slot: u32, takers: u64) -> Option<u32> {
+        if self.picker.len() == 0 {
+            return None;
+        }
+        if self.at(slot)?.is_seeder() { self.pick_at_seeder() } else { self.pick_at_leecher(slot, takers) }
+    }
+
+    /// At a seeder: this peer's own stripe of what no leecher has. What others own is left to them, for they will pass it
+    /// on, unless nothing comes from anywhere. When leechers have everything, a rare one.
+    fn pick_at_seeder(&mut self) -> Option<u32> {
+        let picker = &self.picker;
+        let end = if self.stripe.is_alone() { u32::MAX } else { self.horizon };
+        let own = self.stripe.next(end, |leaf| picker.contains(leaf) && picker.availability(leaf) == 0);
+        if own.is_some() {
+            return own;
+        }
+        let unique = self.picker.only_at_seeders().len();
+        if unique > 0 && !self.starved {
+            return None;
+        }
+        let among = if unique > 0 { unique } else { self.picker.len().min(LEAF_SAMPLE) };
+        let at = self.draw(among);
+        self.picker.rarest_first().get(at).copied()
+    }
+
+    /// At a leecher: the rarest of a few of the leaves that it announced.
+    fn pick_at_leecher(&mut self, slot: u32, takers: u64) -> Option<u32> {
+        let p = self.peers[slot as usize].as_mut()?;
+        if p.candidates.is_empty() {
+            let picker = &self.picker;
+            p.rescan(|leaf| picker.contains(leaf));
+        }
+        let mut candidates = std::mem::take(&mut p.candidates);
+        let mut best: Option<(u16, usize)> = None;
+        let mut looked = 0;
+        while looked < LEAF_SAMPLE && !candidates.is_empty() {
+            let at = self.draw(candidates.len());
+            let leaf = candidates[at];
+            if !self.picker.contains(leaf) || !self.at(slot)?.has(leaf) {
+                // each announcement is dropped once, so this costs nothing in the long run
+                candidates.swap_remove(at);
+                let last = candidates.len();
+                best = best.map(|(rarity, b)| (rarity, if b == last { at } else { b }));
+                continue;
+            }
+            looked += 1;
+            if !self.may_take(leaf, takers) {
+                continue;
+            }
+            let rarity = self.picker.availability(leaf);
+            if best.is_none_or(|(b, _)| rarity < b) {
+                best = Some((rarity, at));
+            }
+        }
+        let leaf = best.map(|(_, at)| candidates.swap_remove(at));
+        if let Some(p) = &mut self.peers[slot as usize] {
+            p.candidates = candidates;
+        }
+        leaf
+    }
+
+    /// End game: everything is asked for. A leaf that `slot` would bring well before the one who was asked is asked for
+    /// a second time; who comes first wins, the other request is cancelled.
+    fn pick_late(&mut self, slot: u32) -> Option<u32> {
+        if self.picker.len() > 0 || self.slots.len() < 2 || self.at(slot)?.snubbed {
+            return None;
+        }
+        let from = self.draw(self.sizes.len()) as u32;
+        let p = self.at(slot)?;
+        let mut best: Option<(f64, u32)> = None;
+        for (leaf, holders) in self.asked.range(from..).chain(self.asked.range(..from)).take(LATE_SAMPLE) {
+            let holder = holders.first.0;
+            if holders.second.is_some() || holder == p.ix || !p.has(*leaf) {
+                continue;
+            }
+            let Some(h) = self.peer(holder) else { continue };
+            let theirs = if h.snubbed { f64::INFINITY } else { h.eta(0, 0.0) };
+            let ours = p.eta(u64::from(self.sizes[*leaf as usize]), 0.0);
+            if theirs > 2.0 * ours && best.is_none_or(|(b, _)| theirs > b) {
+                best = Some((theirs, *leaf));
+            }
+        }
+        best.map(|(_, leaf)| leaf)
+    }
+
+    /// A number below `below`, the same in each run with the same inputs.
+    fn draw(&mut self, below: usize) -> usize {
+        self.draws = self.draws.wrapping_add(1);
+        ((u128::from(stripe::weight(self.draws, self.me)) * below as u128) >> 64) as usize
+    }
+}
