@@ -49,8 +49,9 @@ impl Host {
                 return Ok(Host::Other(client));
             }
             let opened = match request {
-                Request::Share { .. } | Request::Fetch { .. } => {
-                    Node::try_start(home.clone(), config.clone(), Role::Command).await.map(Host::Node)
+                Request::Share { stay, .. } | Request::Fetch { stay, .. } => {
+                    let role = if *stay { Role::Command } else { Role::Guest };
+                    Node::try_start(home.clone(), config.clone(), role).await.map(Host::Node)
                 }
                 Request::Peers => {
                     let message = format!("no shoal runs on {}, so there are no peers", home.dir().display());

@@ -33,8 +33,11 @@ pub(crate) const BUSY_FOR: Duration = Duration::from_secs(10);
 pub enum Role {
     /// Runs until it is told to stop.
     Daemon,
-    /// Runs for one command, and for the commands that others hand to it meanwhile.
+    /// Runs for one command that stays, and for the commands that others hand to it meanwhile.
     Command,
+    /// Runs for a command that ends soon. It uses the DHT without being part of it: others would go on asking a peer that
+    /// has left, and wait for each time-out.
+    Guest,
 }
 
 /// Why a node does not start.
@@ -106,7 +109,8 @@ impl Node {
             kad_protocol: settings.kad_protocol.clone(),
             bootstrap: settings.bootstrap.clone(),
             mdns: settings.mdns,
-            relay_server: settings.relay_server,
+            relay_server: settings.relay_server && role != Role::Guest,
+            server_mode: role != Role::Guest,
             ..DhtConfig::default()
         };
         let dht = Dht::start(keypair, transport, listen, dht_config)
