@@ -5,6 +5,8 @@ use crate::{Limits, Multiaddr};
 /// The congestion controller of every connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Congestion {
+    /// Our own: a model of the path after BBR that fills long and lossy paths; see docs/congestion.md.
+    Tide,
     /// RFC 9438. Fair, and slow on lossy long paths.
     #[default]
     Cubic,

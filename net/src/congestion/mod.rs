@@ -5,6 +5,8 @@
 //! a minute late. [`Yielding`] wraps the chosen controller and, once told to, lets everything through; what is left to
 //! send then is that one packet.
 
+mod tide;
+
 use crate::Congestion;
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig, NewRenoConfig};
 use quinn_proto::RttEstimator;
@@ -44,6 +46,7 @@ impl Factory {
             }
             // BBR measures its way up by itself.
             Congestion::Bbr => Arc::new(BbrConfig::default()),
+            Congestion::Tide => Arc::new(tide::TideConfig { initial_window: window }),
             Congestion::NewReno => {
                 let mut config = NewRenoConfig::default();
                 config.initial_window(window);
@@ -51,6 +54,14 @@ impl Factory {
             }
         };
         Arc::new(Factory { inner, endpoint_yields })
+    }
+}
+
+impl Congestion {
+    /// The controllers that this endpoint would use on a route whose largest datagram is `payload` bytes: for a test bed
+    /// or another endpoint.
+    pub fn factory(self, payload: u16) -> Arc<dyn ControllerFactory + Send + Sync> {
+        Factory::new(self, payload, Arc::default())
     }
 }
 
@@ -132,7 +143,7 @@ mod tests {
     #[test]
     fn the_window_opens_for_one_connection_or_for_all() {
         let all = Arc::new(AtomicBool::new(false));
-        for kind in [Congestion::Cubic, Congestion::Bbr, Congestion::NewReno] {
+        for kind in [Congestion::Tide, Congestion::Cubic, Congestion::Bbr, Congestion::NewReno] {
             let factory = Factory::new(kind, 1_472, all.clone());
             let build = || factory.clone().build(Instant::now(), 1_200);
             let (one, other) = (build(), build());
