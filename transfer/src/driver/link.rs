@@ -8,7 +8,7 @@ use shoal_net::{CLOSE_NORMAL, Connection};
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -28,7 +28,7 @@ const WRITER_QUEUE: usize = 8;
 pub(super) const PROTOCOL_FAULT: &str = "protocol fault";
 
 /// What the tasks of a connection share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LinkShared {
     /// Requests are refused while this is set.
     pub(super) choked: AtomicBool,
@@ -38,8 +38,23 @@ pub(super) struct LinkShared {
     pub(super) bytes_in: AtomicU64,
     /// This peer's own rate limits.
     pub(super) buckets: Buckets,
+    /// The shortest round trip seen.
+    rtt_micros: AtomicU64,
     /// The place of a connection whose windows were widened.
     wide: OnceLock<OwnedSemaphorePermit>,
+}
+
+impl LinkShared {
+    pub(super) fn new(connection: &Connection) -> Self {
+        LinkShared {
+            choked: AtomicBool::new(false),
+            bytes_out: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            buckets: Buckets::default(),
+            rtt_micros: AtomicU64::new(connection.quinn().rtt().as_micros() as u64),
+            wide: OnceLock::new(),
+        }
+    }
 }
 
 /// Starts a connection's task. It ends with [`Input::Closed`]; dropping the sender it returns makes it say goodbye and end.
@@ -148,14 +163,17 @@ async fn write_control(connection: &Connection, mut queue: mpsc::Receiver<Bytes>
 }
 
 /// From this round trip on, a path needs more bytes in flight than a connection gets by default.
-const LONG_PATH: Duration = Duration::from_millis(10);
+const LONG_PATH: Duration = Duration::from_millis(4);
 /// What is in flight then at most: 1 Gbit/s at 250 ms.
 const WIDE_WINDOW_BYTES: u32 = 32 << 20;
 
 /// Widens the windows of a connection over a long path, once, as long as `wide` has a place for it. What the place holds
 /// is the memory of both windows; it is given back with the connection.
 pub(super) fn widen(connection: &Connection, shared: &LinkShared, wide: &Arc<Semaphore>) {
-    if shared.wide.get().is_some() || connection.quinn().rtt() < LONG_PATH {
+    // the least that was seen: a busy machine makes a short path look long
+    let rtt = connection.quinn().rtt().as_micros() as u64;
+    let least = shared.rtt_micros.fetch_min(rtt, Ordering::Relaxed).min(rtt);
+    if shared.wide.get().is_some() || Duration::from_micros(least) < LONG_PATH {
         return;
     }
     let Ok(place) = wide.clone().try_acquire_owned() else { return };

@@ -72,7 +72,7 @@ impl Hub {
             self.closed(old, "duplicate");
         }
         let id = LinkId(self.number());
-        let shared = Arc::new(LinkShared::default());
+        let shared = Arc::new(LinkShared::new(&connection));
         let out = link::start(
             &mut self.tasks,
             id,
