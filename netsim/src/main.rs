@@ -37,6 +37,9 @@ struct Run {
     /// Mean link, Mbit/s.
     #[arg(long, default_value_t = 80.0)]
     mbit: f64,
+    /// Downlinks are so many times as fast as uplinks.
+    #[arg(long, default_value_t = 1.0)]
+    down_factor: f64,
     /// One-way delay, ms.
     #[arg(long, default_value_t = 5.0)]
     latency_ms: f64,
@@ -103,6 +106,7 @@ impl Run {
                 seed,
                 bytes: (self.megabytes * 1e6) as u64,
                 rate: self.mbit * 1e6 / 8.0,
+                down_factor: self.down_factor,
                 latency: self.latency_ms / 1e3,
                 spread: self.spread_ms / 1e3,
                 mixed: self.mixed,

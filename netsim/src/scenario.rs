@@ -59,6 +59,8 @@ pub struct Options {
     pub bytes: u64,
     /// Mean link, bytes per second, up and down.
     pub rate: f64,
+    /// Downlinks are so many times as fast as uplinks, where links are equal.
+    pub down_factor: f64,
     /// One way, seconds.
     pub latency: f64,
     /// Leechers come within this many seconds of each other.
@@ -92,6 +94,7 @@ impl Default for Options {
             seed: 1,
             bytes: 134_000_000,
             rate: 80e6 / 8.0,
+            down_factor: 1.0,
             latency: 0.005,
             spread: 0.05,
             mixed: false,
@@ -149,7 +152,7 @@ impl Options {
             let (up, down) = if self.mixed {
                 (self.rate * 0.25 * 8f64.powf(rng.unit()), self.rate * 4f64.powf(rng.unit()))
             } else {
-                (self.rate, self.rate)
+                (self.rate, self.rate * self.down_factor)
             };
             peers.push(plan(Kind::Leecher, up, down, self.spread * rng.unit()));
         }

@@ -256,6 +256,14 @@ impl World {
                 self.handle(event);
             }
             self.fluid.settle(self.now);
+            if self.serving.answers_at_once < self.nodes.len() {
+                for uplink in self.fluid.eased() {
+                    // links are numbered in pairs
+                    if !self.nodes[uplink as usize / 2].queue.is_empty() {
+                        self.answer_next(uplink / 2);
+                    }
+                }
+            }
         }
         self.outcome()
     }

@@ -59,7 +59,7 @@ impl Default for SwarmConfig {
         SwarmConfig {
             initial_window: 1 << 20,
             least_window: 512 << 10,
-            least_total: 2 << 20,
+            least_total: 5 << 19,
             total_slack: Duration::from_millis(180),
             largest_batch: 2 << 20,
             most_leaves: 512,

@@ -263,7 +263,8 @@ impl Swarm {
         let Some(p) = &mut self.peers[slot as usize] else { return };
         let settled = |leaf: u32| matches!(self.leaves[leaf as usize], Leaf::Done | Leaf::Unwanted);
         if !complete {
-            while (p.wants_from as usize) < p.have.len() && !(p.has(p.wants_from) && !settled(p.wants_from)) {
+            let idle = |leaf: u32, p: &Peer| !p.has(leaf) || settled(leaf);
+            while (p.wants_from as usize) < p.have.len() && idle(p.wants_from, p) {
                 p.wants_from += 1;
             }
         }

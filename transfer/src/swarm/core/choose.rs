@@ -7,24 +7,28 @@
 use super::{super::peer::WINDOW_GAIN, *};
 use crate::swarm::peer::Batch;
 
+/// With so many peers there is always another one to ask.
+const MANY: u64 = 8;
 /// How many leaves a pick looks at: "the power of d choices" (Mitzenmacher 2001) comes close to rarest first at a constant
 /// price.
 const LEAF_SAMPLE: usize = 16;
 /// How many peers a choice looks at. More would make all leechers run after the same fast peer.
 const PEER_SAMPLE: usize = 8;
+/// A leaf is late when another peer would bring it so many times as soon.
+const LATE: f64 = 1.6;
 /// How many late leaves are looked at for a second request.
 const LATE_SAMPLE: usize = 32;
 /// Bytes that are asked of seeders by all leechers together, at least: with more at once each leaf would take longer to
 /// come out, and what has come out is what the others live on.
-const LEAST_AHEAD: u64 = 5 << 19;
+const LEAST_AHEAD: u64 = 3 << 19;
 /// That many seconds of what comes out may be asked for ahead.
-const AHEAD: f64 = 0.25;
+const AHEAD: f64 = 0.4;
 /// A leaf with few holders is asked for by so many leechers for each of them, at first.
 const TAKERS: u64 = 4;
 /// When too little else is to be had, the number of takers doubles as often as this.
 const HOLD: Duration = Duration::from_millis(100);
 /// Peers that are looked at again, of those that were held back, in one decision.
-const RELEASE: usize = 2;
+const RELEASE: usize = 4;
 
 impl Swarm {
     /// Asks as many peers for as much as is good now.
@@ -117,9 +121,12 @@ impl Swarm {
     fn ask(&mut self, now: Duration, slot: u32, takers: u64) {
         let crowd = self.slots.len() as u64;
         let Some(p) = self.at(slot) else { return };
-        // a leecher among many is asked for little at first: what is queued at one is not asked of another
-        let initial = if p.is_seeder() { self.config.initial_window } else { self.config.least_window };
-        let window = p.window(initial, self.config.least_window);
+        // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another
+        let window = if p.is_seeder() || crowd < MANY {
+            p.window(self.config.initial_window, self.config.least_window)
+        } else {
+            p.window(1, 1)
+        };
         if p.in_flight >= window {
             return self.unready(slot);
         }
@@ -261,7 +268,7 @@ impl Swarm {
             let Some(h) = self.peer(holder) else { continue };
             let theirs = if h.snubbed { f64::INFINITY } else { h.eta(0, 0.0) };
             let ours = p.eta(u64::from(self.sizes[*leaf as usize]), 0.0);
-            if theirs > 2.0 * ours && best.is_none_or(|(b, _)| theirs > b) {
+            if theirs > LATE * ours && best.is_none_or(|(b, _)| theirs > b) {
                 best = Some((theirs, *leaf));
             }
         }
