@@ -163,7 +163,7 @@ async fn write_control(connection: &Connection, mut queue: mpsc::Receiver<Bytes>
 }
 
 /// From this round trip on, a path needs more bytes in flight than a connection gets by default.
-const LONG_PATH: Duration = Duration::from_millis(4);
+const LONG_PATH: Duration = Duration::from_millis(2);
 /// What is in flight then at most: 1 Gbit/s at 250 ms.
 const WIDE_WINDOW_BYTES: u32 = 32 << 20;
 
