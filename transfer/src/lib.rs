@@ -3,7 +3,6 @@
 //! `wire` (bytes), `swarm` and `choke` (decisions) are sans-IO: plain structs, time and randomness passed in. `driver`
 //! runs them over `net` and `store`. Never here: discovery, configuration files, anything a person reads.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
-#![cfg_attr(test, allow(clippy::single_range_in_vec_init, reason = "sets of one range are what is tested"))]
 
 mod api;
 pub mod choke;
