@@ -2,7 +2,11 @@
 
 use anyhow::ensure;
 use clap::{Args, Parser, Subcommand};
-use shoal_netsim::{Options, scenario::Serving, simulate};
+use shoal_netsim::{
+    Options,
+    scenario::{Serving, suite},
+    simulate,
+};
 use shoal_transfer::swarm::SwarmConfig;
 use std::time::{Duration, Instant};
 
@@ -17,7 +21,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Runs one simulation and prints what it came to.
-    Run(Run),
+    Run(Box<Run>),
+    /// Runs the scenarios of docs/benchmarks.md and prints its table.
+    Bench {
+        /// Leave out what has more leechers at the start than this.
+        #[arg(long, default_value_t = 100)]
+        most_peers: usize,
+    },
 }
 
 #[derive(Args)]
@@ -90,6 +100,42 @@ struct Run {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(run) => run.run(),
+        Command::Bench { most_peers } => {
+            bench(most_peers);
+            Ok(())
+        }
+    }
+}
+
+/// Every scenario with three seeds; the row is the run with the median ratio.
+fn bench(most_peers: usize) {
+    println!(
+        "| scenario | N | serving | T/T* (seeds) | bound | seed sent | duplicates | uplinks used | seed of the row |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for (name, options) in suite() {
+        if options.peers > most_peers {
+            continue;
+        }
+        let mut runs: Vec<_> = (1..=3).map(|seed| simulate(&Options { seed, ..options.clone() })).collect();
+        runs.sort_by(|a, b| a.ratio().total_cmp(&b.ratio()));
+        let all: Vec<String> = runs.iter().map(|r| format!("{:.2}", r.ratio())).collect();
+        let r = &runs[1];
+        let serving = match options.serving.answers_at_once {
+            usize::MAX => String::from("all at once"),
+            n => format!("{n} at once"),
+        };
+        println!(
+            "| {name} | {} | {serving} | **{:.2}** ({}) | {} | {:.2} | {:.2} % | {:.0} % | {} |",
+            r.peers,
+            r.ratio(),
+            all.join(", "),
+            r.bound,
+            r.seed_copies,
+            r.duplicates * 100.0,
+            r.uplink_use * 100.0,
+            r.seed,
+        );
     }
 }
 

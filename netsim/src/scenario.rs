@@ -196,6 +196,30 @@ fn share(n: usize, share: f64) -> usize {
     (n as f64 * share).round() as usize
 }
 
+/// The scenarios of docs/benchmarks.md: 134 MB at 80 Mbit/s, 5 ms one way. "All at once" is how the driver serves; "8 at
+/// once" is an uplink that takes requests in turns.
+pub fn suite() -> Vec<(&'static str, Options)> {
+    let turns = Serving { answers_per_connection: 1, answers_at_once: 8, ..Serving::default() };
+    let base = Options::default();
+    let mut suite = vec![];
+    for peers in [1, 2, 8, 10, 24, 50, 100, 1000] {
+        suite.push(("equal links", Options { peers, ..base.clone() }));
+        if peers >= 10 {
+            suite.push(("equal links", Options { peers, serving: turns, ..base.clone() }));
+        }
+    }
+    for peers in [10, 24, 50] {
+        let base = Options { peers, ..base.clone() };
+        suite.push(("mixed links", Options { mixed: true, ..base.clone() }));
+        suite.push(("20 % churn", Options { churn: 0.2, ..base.clone() }));
+        suite.push(("30 % late", Options { late: 0.3, ..base.clone() }));
+        suite.push(("30 % free riders, cooperative", Options { free_riders: 0.3, ..base.clone() }));
+        suite.push(("2 corrupters", Options { corrupters: 2, ..base.clone() }));
+        suite.push(("seed leaves after one copy", Options { seed_leaves: true, ..base.clone() }));
+    }
+    suite
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

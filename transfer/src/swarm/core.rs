@@ -196,6 +196,8 @@ pub struct Swarm {
     outflow: Meter,
     /// Peers that have only leaves to give which it is not this leecher's turn to ask for.
     held: VecDeque<u32>,
+    /// The count of announcements when one of them was last looked at.
+    released: u64,
     /// Less than it could be is on its way since then, because of that.
     held_since: Option<Duration>,
     next_release: Option<Duration>,
@@ -264,6 +266,7 @@ impl Swarm {
             dry_seeders: vec![],
             outflow: Meter::default(),
             held: VecDeque::new(),
+            released: 0,
             held_since: None,
             next_release: None,
             idle_since: None,
@@ -358,7 +361,7 @@ impl Swarm {
             return true;
         }
         let before = p.have_count;
-        let mut out = vec![];
+        let (mut out, mut useful) = (vec![], false);
         for leaf in ranges.iter().cloned().flatten() {
             if p.have.put(leaf as usize) {
                 continue;
@@ -373,6 +376,7 @@ impl Swarm {
                 p.suggest(leaf);
             }
             if !matches!(self.leaves[leaf as usize], Leaf::Done | Leaf::Unwanted) {
+                useful = true;
                 p.wants_from = p.wants_from.min(leaf);
             }
         }
@@ -395,8 +399,10 @@ impl Swarm {
         } else {
             self.spoke(slot);
         }
-        self.ready(slot);
-        self.tell_interest(slot);
+        if useful || is_seeder {
+            self.ready(slot);
+            self.tell_interest(slot);
+        }
         true
     }
 

@@ -5,7 +5,7 @@ use super::*;
 use fixedbitset::FixedBitSet;
 use proptest::prelude::*;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -250,6 +250,105 @@ fn the_same_inputs_give_the_same_actions() {
         log
     };
     assert_eq!(run(), run());
+}
+
+/// What `swarm` asks `peer` for, now.
+fn asks(swarm: &mut Swarm, now: Duration, peer: PeerIx) -> Vec<u32> {
+    let mut asked = vec![];
+    while let Some(action) = swarm.poll_action(now) {
+        match action {
+            Action::Request { peer: p, leaves, .. } if p == peer => asked.extend(leaves),
+            _ => {}
+        }
+    }
+    asked
+}
+
+#[test]
+fn leechers_keep_together_to_a_few_leaves_ahead() {
+    let (count, leechers, size) = (400u32, 6u64, 256u32 << 10);
+    let mut asked = vec![];
+    for me in 0..leechers {
+        let none = FixedBitSet::with_capacity(count as usize);
+        let sizes: Arc<[u32]> = vec![size; count as usize].into();
+        let mut s = Swarm::new(SwarmConfig::default(), me, sizes, &full(count as usize), &none);
+        for other in (0..leechers).filter(|o| *o != me) {
+            s.handle_peer(MS(0), PeerIx(other as u32), other, MS(1));
+        }
+        s.handle_peer(MS(0), PeerIx(100), 5, MS(1));
+        assert!(s.handle_have(MS(0), PeerIx(100), &[0..count]));
+        asked.extend(asks(&mut s, MS(0), PeerIx(100)));
+    }
+    asked.sort_unstable();
+    // each of the first leaves by one of them, and nothing beyond
+    assert_eq!(asked, (0..6).collect::<Vec<u32>>());
+}
+
+#[test]
+fn what_a_silent_leecher_owns_is_asked_for_by_others() {
+    let count = 200u32;
+    let mut s = swarm(vec![256 << 10; count as usize]);
+    // the seed, one that announces nothing, and one that announces what comes out
+    for (ix, tag) in [(0, 5), (1, 77), (2, 99)] {
+        s.handle_peer(MS(0), PeerIx(ix), tag, MS(1));
+    }
+    assert!(s.handle_have(MS(0), PeerIx(0), &[0..count]));
+    let mut now = MS(0);
+    let (mut open, mut told, mut done): (VecDeque<(PeerIx, BatchId, u32)>, u32, u32) = Default::default();
+    while !s.is_complete() {
+        while let Some(action) = s.poll_action(now) {
+            match action {
+                Action::Request { peer, batch, leaves } => open.extend(leaves.into_iter().map(|l| (peer, batch, l))),
+                Action::Cancel { batch, .. } => open.retain(|(_, b, _)| *b != batch),
+                _ => {}
+            }
+        }
+        if let Some((peer, batch, leaf)) = open.pop_front() {
+            now += MS(5);
+            s.handle_bytes(now, peer, 256 << 10);
+            assert!(s.handle_arrived(now, peer, batch, leaf));
+            s.handle_verified(now, peer, leaf);
+            done += 1;
+        } else {
+            now = now.max(s.poll_timeout().expect("it waits for something"));
+            s.handle_timeout(now);
+        }
+        // the honest one is as fast: it announces a leaf of its own for each of ours
+        let own = (told..count).find(|l| stripe_owner(*l, &[42, 77, 99]) == 99);
+        if let Some(leaf) = own {
+            assert!(s.handle_have(now, PeerIx(2), &[leaf..leaf + 1]));
+            told = leaf + 1;
+        }
+        assert!(now < Duration::from_secs(60), "{done} of {count} leaves");
+    }
+    assert!(now < Duration::from_secs(10), "it took {now:?}");
+}
+
+/// The tag that owns `leaf`.
+fn stripe_owner(leaf: u32, tags: &[u64]) -> u64 {
+    tags.iter().copied().max_by_key(|t| super::stripe::weight(leaf, *t)).unwrap()
+}
+
+#[test]
+fn a_rare_leaf_is_asked_for_by_a_few_at_first_and_by_anybody_in_the_end() {
+    let crowd = 64u32;
+    let (mut at_once, mut soon) = (0, 0);
+    for me in 0..u64::from(crowd) {
+        let none = FixedBitSet::with_capacity(2);
+        let mut s = Swarm::new(SwarmConfig::default(), (me + 1) * 7919, vec![1 << 18; 2].into(), &full(2), &none);
+        for other in 0..crowd {
+            s.handle_peer(MS(0), PeerIx(other), u64::from(other) + 1, MS(1));
+        }
+        // one leecher of many has the first leaf
+        assert!(s.handle_have(MS(0), PeerIx(7), std::slice::from_ref(&(0..1))));
+        at_once += asks(&mut s, MS(0), PeerIx(7)).len();
+        while let Some(at) = s.poll_timeout().filter(|at| *at < Duration::from_secs(1)) {
+            s.handle_timeout(at);
+            soon += asks(&mut s, at, PeerIx(7)).len();
+        }
+    }
+    assert!((1..=10).contains(&at_once), "{at_once} ask at once");
+    assert_eq!(at_once + soon, crowd as usize);
 }
 
 proptest! {

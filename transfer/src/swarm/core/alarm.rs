@@ -6,6 +6,9 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 /// With leaves to fetch, nothing asked of anybody and nothing to ask for but what others own, wait so long.
 const STARVE: Duration = Duration::from_millis(500);
 
+/// Peers that were held back and are looked at again when waiting has been of no use.
+const RELEASE_AT_ONCE: usize = 64;
+
 /// Times at which a peer is to be looked at. A time may be too early, never too late; whoever looks sets the next one.
 #[derive(Debug, Default)]
 pub(super) struct Alarms(BinaryHeap<Reverse<(Duration, u32)>>);
@@ -44,8 +47,10 @@ impl Swarm {
         }
         if self.next_release.is_some_and(|at| at <= now) {
             self.next_release = None;
-            for slot in std::mem::take(&mut self.held) {
-                self.ready(slot);
+            for _ in 0..RELEASE_AT_ONCE.min(self.held.len()) {
+                if let Some(slot) = self.held.pop_front() {
+                    self.ready(slot);
+                }
             }
         }
         if self.idle_since.is_some_and(|since| since + STARVE <= now) && !self.starved {

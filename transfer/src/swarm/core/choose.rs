@@ -27,8 +27,8 @@ const AHEAD: f64 = 0.4;
 const TAKERS: u64 = 4;
 /// When too little else is to be had, the number of takers doubles as often as this.
 const HOLD: Duration = Duration::from_millis(100);
-/// Peers that are looked at again, of those that were held back, in one decision.
-const RELEASE: usize = 4;
+/// After so many announcements, a peer that was held back is looked at again, if too little is on its way.
+const RELEASE_EVERY: u64 = 4;
 
 impl Swarm {
     /// Asks as many peers for as much as is good now.
@@ -49,8 +49,9 @@ impl Swarm {
             let ahead = (self.outflow.peak() * AHEAD * WINDOW_GAIN) as u64;
             self.look_ahead(ahead.max(LEAST_AHEAD));
         }
-        if self.in_flight - self.in_flight_scarce < total {
-            for slot in self.held.drain(..RELEASE.min(self.held.len())).collect::<Vec<_>>() {
+        if self.announced >= self.released + RELEASE_EVERY && self.in_flight - self.in_flight_scarce < total {
+            self.released = self.announced;
+            if let Some(slot) = self.held.pop_front() {
                 self.ready(slot);
             }
         }

@@ -1,0 +1,85 @@
+//! Fixed seeds whose results must not get worse: the thresholds stand a little above what was measured when they were
+//! set. A scheduler that does better may lower them.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use shoal_netsim::{Options, Outcome, simulate};
+
+fn run(options: Options) -> Outcome {
+    let outcome = simulate(&options);
+    println!("{outcome}");
+    assert_eq!(outcome.finished, outcome.expected, "somebody did not finish");
+    outcome
+}
+
+fn gate(options: Options, ratio: f64, copies: f64, duplicates: f64) {
+    let outcome = run(options);
+    assert!(outcome.ratio() <= ratio, "T/T* is {:.3}, at most {ratio} expected", outcome.ratio());
+    assert!(
+        outcome.seed_copies <= copies,
+        "the seed sent {:.3} copies, at most {copies} expected",
+        outcome.seed_copies
+    );
+    assert!(outcome.duplicates <= duplicates, "{:.4} came twice, at most {duplicates} expected", outcome.duplicates);
+}
+
+fn base(peers: usize) -> Options {
+    Options { peers, ..Options::default() }
+}
+
+#[test]
+fn a_run_is_the_same_bit_for_bit() {
+    let options = Options { churn: 0.2, mixed: true, corrupters: 1, bytes: 30_000_000, ..base(12) };
+    let (one, two) = (run(options.clone()), run(options.clone()));
+    assert_eq!(one, two);
+    let other = run(Options { seed: 2, ..options });
+    assert_ne!(one.digest, other.digest);
+}
+
+#[test]
+fn one_and_two_leechers() {
+    gate(base(1), 1.02, 1.001, 0.001);
+    gate(base(2), 1.05, 1.02, 0.005);
+}
+
+#[test]
+fn ten_equal_leechers() {
+    gate(base(10), 1.13, 1.08, 0.01);
+}
+
+#[test]
+fn two_dozen_equal_leechers() {
+    gate(base(24), 1.22, 1.15, 0.015);
+}
+
+#[test]
+fn mixed_links() {
+    gate(Options { mixed: true, ..base(10) }, 1.22, 1.30, 0.02);
+}
+
+#[test]
+fn churn() {
+    gate(Options { churn: 0.2, ..base(10) }, 1.35, 1.35, 0.03);
+}
+
+#[test]
+fn late_joiners() {
+    gate(Options { late: 0.3, ..base(10) }, 1.25, 1.30, 0.02);
+}
+
+#[test]
+fn free_riders_hold_nobody_up_for_ever() {
+    // seven uplinks and the seed's have to feed ten: 1.25 is the least there can be
+    gate(Options { free_riders: 0.3, ..base(10) }, 1.50, 1.50, 0.02);
+}
+
+#[test]
+fn corrupters_are_dropped_by_everybody() {
+    let options = Options { corrupters: 2, ..base(10) };
+    assert_eq!(run(options.clone()).drops, 20);
+    gate(options, 1.15, 1.15, 0.02);
+}
+
+#[test]
+fn the_seed_may_leave_after_one_copy() {
+    gate(Options { seed_leaves: true, ..base(10) }, 1.15, 1.03, 0.01);
+}
