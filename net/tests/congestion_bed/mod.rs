@@ -5,6 +5,7 @@
 //! delay, random loss on the way in. Nothing here knows how a controller works.
 
 #![allow(dead_code, unreachable_pub, reason = "tests and examples each use a part")]
+#![allow(clippy::unwrap_used, reason = "a test bed whose unwrap fails is a failed test")]
 
 mod quic;
 mod tcp;
@@ -204,6 +205,7 @@ impl World {
     }
 }
 
+#[allow(clippy::large_enum_variant, reason = "there are a handful of them")]
 enum Runner {
     Quic(Box<Quic>),
     Tcp(tcp::Tcp),

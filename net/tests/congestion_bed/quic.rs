@@ -244,15 +244,16 @@ impl Quic {
         }
         let Some((_, connection)) = &mut self.sides[0].connection else { return };
         loop {
-            if self.sending.len() < AT_ONCE && self.budget > 0 {
-                if let Some(id) = connection.streams().open(Dir::Uni) {
-                    let bytes = STREAM.min(self.budget);
-                    if self.budget != u64::MAX {
-                        self.budget -= bytes;
-                    }
-                    self.sending.push((id, bytes));
-                    continue;
+            if self.sending.len() < AT_ONCE
+                && self.budget > 0
+                && let Some(id) = connection.streams().open(Dir::Uni)
+            {
+                let bytes = STREAM.min(self.budget);
+                if self.budget != u64::MAX {
+                    self.budget -= bytes;
                 }
+                self.sending.push((id, bytes));
+                continue;
             }
             let mut wrote = false;
             let mut blocked = false;
@@ -291,7 +292,8 @@ impl Quic {
             while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
                 bytes += chunk.bytes.len() as u64;
             }
-            let _ = chunks.finalize();
+            // whether a window update is due is found at the next transmit in any case
+            let _due = chunks.finalize();
         }
         if bytes == 0 {
             return;
