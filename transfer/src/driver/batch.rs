@@ -108,7 +108,7 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// Room for `verify_bytes` on the way through the blocking threads, for the largest block at least.
+    /// Room for `verify_bytes` on the way through the blocking threads. A leaf that is larger takes all of it.
     pub(super) fn new(
         (root, fetch): (Cid, u64),
         manifest: Arc<Manifest>,
@@ -117,7 +117,7 @@ impl Sink {
         throttle: Arc<Throttle>,
         inbox: mpsc::Sender<Input>,
     ) -> Self {
-        let permits = (verify_bytes / PERMIT_BYTES).max(shoal_store::MAX_BLOCK_BYTES / PERMIT_BYTES);
+        let permits = (verify_bytes / PERMIT_BYTES).max(1);
         Sink {
             root,
             fetch,
