@@ -96,8 +96,8 @@ impl Default for Limits {
             shoal: AlpnLimits {
                 bidi_streams: 256,
                 uni_streams: 16,
-                receive_window_bytes: 1 << 20,
-                send_window_bytes: 4 << 20,
+                receive_window_bytes: 6 << 20,
+                send_window_bytes: 6 << 20,
             },
             backlog: 64,
             shutdown_grace: Duration::from_secs(2),

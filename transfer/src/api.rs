@@ -20,7 +20,8 @@ pub struct TransferLimits {
     pub roots_per_connection: usize,
     /// Request streams of one peer that are read at the same time; more wait in its QUIC window.
     pub requests_per_connection: usize,
-    /// Requests of one peer that are answered at the same time; more wait, so that answers come one after another.
+    /// Requests of one peer that are answered at the same time; more wait. One, so that a requester that waits for room to
+    /// verify never has its window filled by another answer than the one it reads.
     pub answers_per_connection: usize,
     /// Bytes read from disk for answers and not yet handed to QUIC, over all peers.
     pub serve_bytes: usize,
@@ -43,9 +44,9 @@ impl Default for TransferLimits {
             known_peers_per_root: 256,
             roots_per_connection: 256,
             requests_per_connection: 64,
-            answers_per_connection: 2,
+            answers_per_connection: 1,
             serve_bytes: 8 << 20,
-            verify_bytes: 1 << 20,
+            verify_bytes: 4 << 20,
             outbox_bytes: 1 << 20,
             wide_connections: 16,
             upload_slots: 64,
