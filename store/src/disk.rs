@@ -1,23 +1,49 @@
-//! The seam between the store and the disk: everything that changes or syncs a file of the store goes through [`Disk`],
-//! so that a test can make any of it fail. Reads need no seam: whatever they return is hashed.
+//! The seam between the store and the disk: everything that changes or syncs a file of the store, or a fetch's
+//! destination, goes through [`Disk`], so that a test can make any of it fail, or record it and rebuild what a loss of
+//! power would leave. Reads need no seam: whatever they return is hashed.
 //!
-//! Assumed of the real disk: after a successful sync the bytes written before it survive power loss; before it, any
-//! subset of them may; a failed sync may have dropped them for good, so it is never tried again.
+//! Assumed of the real disk: after a successful sync of a file its bytes and length survive power loss; after one of a
+//! directory its entries do. Before that any part of the writes since the last sync may survive, in any order, torn at
+//! sectors of 512 bytes, and any of the changes of entries. A failed sync may have dropped them for good, so it is never
+//! tried again.
 
-use std::{fmt::Debug, fs::File, io, path::Path};
+use std::{
+    fmt::Debug,
+    fs::File,
+    io::{self, ErrorKind},
+    path::Path,
+};
 
-/// What the store does to its files. `path` names the file for messages and for test doubles.
+/// A change of the disk.
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "the real disk only does; what is done is for the doubles to read")]
+pub(crate) enum Op<'a> {
+    /// A file is there and empty.
+    Create,
+    /// A file is there; an existing one stays as it is.
+    Ensure,
+    /// A directory is there.
+    MakeDir,
+    /// Bytes are written at an offset.
+    Write { file: &'a File, bytes: &'a [u8], offset: u64 },
+    /// A file is cut or extended.
+    SetLen(u64),
+    /// A file's data and length become durable.
+    Sync,
+    /// The entries of a directory become durable.
+    SyncDir,
+    /// Everything on a file system becomes durable.
+    SyncFs,
+    /// A file or directory gets another name.
+    Rename(&'a Path),
+    /// A file goes.
+    Remove,
+}
+
+/// What the store does to its files goes through here.
 pub(crate) trait Disk: Send + Sync + Debug {
-    /// Writes all of `bytes` at `offset`.
-    fn write_at(&self, file: &File, path: &Path, bytes: &[u8], offset: u64) -> io::Result<()>;
-    /// Cuts or extends the file.
-    fn set_len(&self, file: &File, path: &Path, len: u64) -> io::Result<()>;
-    /// Makes the file's data and length durable.
-    fn sync_file(&self, file: &File, path: &Path) -> io::Result<()>;
-    /// Makes the entries of a directory durable.
-    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Makes everything on the file system that holds `path` durable.
-    fn sync_fs(&self, path: &Path) -> io::Result<()>;
+    /// Does `op` to `path` by calling `real`, or does not.
+    fn run(&self, op: &Op<'_>, path: &Path, real: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()>;
 }
 
 /// The operating system's.
@@ -25,32 +51,87 @@ pub(crate) trait Disk: Send + Sync + Debug {
 pub(crate) struct RealDisk;
 
 impl Disk for RealDisk {
-    fn write_at(&self, file: &File, _path: &Path, bytes: &[u8], offset: u64) -> io::Result<()> {
-        write_all_at(file, bytes, offset)
-    }
-
-    fn set_len(&self, file: &File, _path: &Path, len: u64) -> io::Result<()> {
-        file.set_len(len)
-    }
-
-    fn sync_file(&self, file: &File, _path: &Path) -> io::Result<()> {
-        file.sync_data()
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        // Windows opens no directories and journals their entries.
-        if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
-    }
-
-    fn sync_fs(&self, path: &Path) -> io::Result<()> {
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        return Ok(rustix::fs::syncfs(File::open(path)?)?);
-        #[cfg(not(any(target_os = "linux", target_os = "android")))]
-        return Err(io::Error::new(io::ErrorKind::Unsupported, path.display().to_string()));
+    fn run(&self, _op: &Op<'_>, _path: &Path, real: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+        real()
     }
 }
 
-/// Whether [`Disk::sync_fs`] exists here. Where it does not, every file is synced by itself.
+impl dyn Disk + '_ {
+    /// [`Disk::run`] for a change that gives something.
+    pub(crate) fn get<T>(&self, op: &Op<'_>, path: &Path, mut real: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let mut made = None;
+        self.run(op, path, &mut || {
+            made = Some(real()?);
+            Ok(())
+        })?;
+        made.ok_or_else(|| io::ErrorKind::Other.into())
+    }
+
+    /// Makes a file for reading and writing; one that was there is emptied.
+    pub(crate) fn create(&self, path: &Path) -> io::Result<File> {
+        self.get(&Op::Create, path, || File::options().read(true).write(true).create(true).truncate(true).open(path))
+    }
+
+    /// Writes all of `bytes` at `offset`.
+    pub(crate) fn write_at(&self, file: &File, path: &Path, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.run(&Op::Write { file, bytes, offset }, path, &mut || write_all_at(file, bytes, offset))
+    }
+
+    /// Cuts or extends the file.
+    pub(crate) fn set_len(&self, file: &File, path: &Path, len: u64) -> io::Result<()> {
+        self.run(&Op::SetLen(len), path, &mut || file.set_len(len))
+    }
+
+    /// Makes the file's data and length durable.
+    pub(crate) fn sync_file(&self, file: &File, path: &Path) -> io::Result<()> {
+        self.run(&Op::Sync, path, &mut || file.sync_data())
+    }
+
+    /// Makes the entries of a directory durable.
+    pub(crate) fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        // Windows opens no directories and journals their entries.
+        self.run(&Op::SyncDir, dir, &mut || if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) })
+    }
+
+    /// Makes a directory and those above it that are missing.
+    pub(crate) fn make_dirs(&self, dir: &Path) -> io::Result<()> {
+        let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.is_dir()).collect();
+        for dir in missing.into_iter().rev().filter(|dir| !dir.as_os_str().is_empty()) {
+            let made = self.run(&Op::MakeDir, dir, &mut || std::fs::create_dir(dir));
+            made.or_else(|error| if dir.is_dir() { Ok(()) } else { Err(error) })?;
+        }
+        Ok(())
+    }
+
+    /// Makes the entries of a directory and of all above it durable, for any of them may be new.
+    pub(crate) fn sync_ancestors(&self, dir: &Path) -> io::Result<()> {
+        for dir in dir.ancestors() {
+            match self.sync_dir(dir) {
+                // Not ours, so we did not make it; or a file system whose directories need no sync.
+                Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidInput) => {}
+                synced => synced?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything on the file system that holds `path` durable.
+    pub(crate) fn sync_fs(&self, path: &Path) -> io::Result<()> {
+        self.run(&Op::SyncFs, path, &mut || {
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            return Ok(rustix::fs::syncfs(File::open(path)?)?);
+            #[cfg(not(any(target_os = "linux", target_os = "android")))]
+            return Err(io::Error::new(io::ErrorKind::Unsupported, path.display().to_string()));
+        })
+    }
+
+    /// Gives a file another name in its directory; what had that name is gone.
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.run(&Op::Rename(to), from, &mut || std::fs::rename(from, to))
+    }
+}
+
+/// Whether a whole file system can be synced here. Where it does not, every file is synced by itself.
 pub(crate) const HAS_SYNC_FS: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 /// Fills `buf` from `offset`; `UnexpectedEof` if the file is shorter.
@@ -70,7 +151,7 @@ pub(crate) fn read_exact_at(file: &File, buf: &mut [u8], offset: u64) -> io::Res
     }
 }
 
-fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
     return std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
     #[cfg(windows)]
@@ -144,33 +225,26 @@ pub(crate) mod double {
     }
 
     impl Disk for FaultyDisk {
-        fn write_at(&self, file: &File, path: &Path, bytes: &[u8], offset: u64) -> io::Result<()> {
-            if let Err(error) = self.check("write", path) {
+        fn run(&self, op: &Op<'_>, path: &Path, real: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+            let name = match op {
+                Op::Create => "create",
+                Op::Ensure => "ensure",
+                Op::MakeDir => "make_dir",
+                Op::Write { .. } => "write",
+                Op::SetLen(_) => "set_len",
+                Op::Sync => "sync",
+                Op::SyncDir => "sync_dir",
+                Op::SyncFs => "sync_fs",
+                Op::Rename(_) => "rename",
+                Op::Remove => "remove",
+            };
+            let checked = self.check(name, path);
+            if let (Err(_), Op::Write { file, bytes, offset }) = (&checked, op) {
                 // A failed write may have written a part.
-                RealDisk.write_at(file, path, &bytes[..bytes.len() / 2], offset)?;
-                return Err(error);
+                write_all_at(file, &bytes[..bytes.len() / 2], *offset)?;
             }
-            RealDisk.write_at(file, path, bytes, offset)
-        }
-
-        fn set_len(&self, file: &File, path: &Path, len: u64) -> io::Result<()> {
-            self.check("set_len", path)?;
-            RealDisk.set_len(file, path, len)
-        }
-
-        fn sync_file(&self, file: &File, path: &Path) -> io::Result<()> {
-            self.check("sync", path)?;
-            RealDisk.sync_file(file, path)
-        }
-
-        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-            self.check("sync_dir", dir)?;
-            RealDisk.sync_dir(dir)
-        }
-
-        fn sync_fs(&self, path: &Path) -> io::Result<()> {
-            self.check("sync_fs", path)?;
-            RealDisk.sync_fs(path)
+            checked?;
+            real()
         }
     }
 }

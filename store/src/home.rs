@@ -23,9 +23,9 @@ pub(crate) struct Home {
 
 impl Home {
     /// Creates the directory if there is none, locks it and checks its format.
-    pub(crate) fn open(dir: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn open(dir: &Path, disk: &dyn Disk) -> Result<Self, OpenError> {
         let dir = std::path::absolute(dir).map_err(io("find", dir))?;
-        fs::create_dir_all(dir.join("packs")).map_err(io("create", &dir.join("packs")))?;
+        disk.make_dirs(&dir.join("packs")).map_err(io("create", &dir.join("packs")))?;
         let lock = take_lock(&dir)?;
         let format = dir.join("format");
         let fresh = match fs::read_to_string(&format) {
@@ -67,12 +67,12 @@ impl Home {
             return Ok(());
         }
         let (format, new) = (self.dir.join("format"), self.dir.join("format.new"));
-        let mut file = File::create(&new).map_err(io("create", &new))?;
-        writeln!(file, "{FORMAT}").map_err(io("write", &new))?;
+        let file = disk.create(&new).map_err(io("create", &new))?;
+        disk.write_at(&file, &new, format!("{FORMAT}\n").as_bytes(), 0).map_err(io("write", &new))?;
         disk.sync_file(&file, &new).map_err(io("sync", &new))?;
         // The entries of the index and the packs first, then the name that vouches for them.
-        disk.sync_dir(&self.dir).map_err(io("sync", &self.dir))?;
-        fs::rename(&new, &format).map_err(io("create", &format))?;
+        disk.sync_ancestors(&self.dir).map_err(io("sync", &self.dir))?;
+        disk.rename(&new, &format).map_err(io("create", &format))?;
         disk.sync_dir(&self.dir).map_err(io("sync", &self.dir))?;
         self.fresh = false;
         Ok(())

@@ -127,7 +127,8 @@ impl Index {
             path: path.clone(),
             reason,
         };
-        let file = match File::options().read(true).write(true).create(create).truncate(create).open(&path) {
+        let opened = if create { disk.create(&path) } else { File::options().read(true).write(true).open(&path) };
+        let file = match opened {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(corrupt("it is missing".into())),
             other => other.map_err(io("open"))?,
         };

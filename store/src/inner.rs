@@ -13,6 +13,7 @@ use shoal_content::Cid;
 use crate::{
     BaseId, OpenError, Options, Stats, StoreError,
     buffers::Pool,
+    checkout::landed,
     damage::DamageLog,
     disk::Disk,
     handles::Handles,
@@ -55,8 +56,8 @@ pub(crate) struct Bases {
 
 impl Inner {
     pub(crate) fn open(dir: &Path, options: &Options, disk: Arc<dyn Disk>) -> Result<Self, OpenError> {
-        let mut home = Home::open(dir)?;
-        let (index, loaded) = Index::open(home.index(), Arc::clone(&disk), options.cache_bytes, home.is_fresh())?;
+        let mut home = Home::open(dir, &*disk)?;
+        let (index, mut loaded) = Index::open(home.index(), Arc::clone(&disk), options.cache_bytes, home.is_fresh())?;
         let snapshot = index.snapshot().map_err(|error| OpenError::Corrupt {
             dir: home.dir().to_owned(),
             path: home.index(),
@@ -67,6 +68,12 @@ impl Inner {
             overlay.current.add(cid.key(), loc);
         })?;
         home.complete(&*disk)?;
+        for (id, path) in &mut loaded.bases {
+            if let Some(dest) = landed(path) {
+                *path = dest.into();
+                overlay.current.put_base(*id, Some(Arc::clone(path)));
+            }
+        }
         let by_path = loaded.bases.iter().map(|(id, path)| (Arc::clone(path), *id)).collect();
         Ok(Self {
             overlay: RwLock::new(overlay),

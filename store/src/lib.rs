@@ -41,4 +41,6 @@ pub use store::Store;
 pub use types::{BaseId, Damage, DamageKind, MAX_BLOCK_BYTES, MAX_STAGED_BYTES, Options, Stamp, Stats};
 
 #[cfg(all(test, unix))]
+mod crash;
+#[cfg(all(test, unix))]
 mod tests;

@@ -130,8 +130,7 @@ impl Packs {
         let file = match &writer.active {
             Some(file) => Arc::clone(file),
             None => {
-                let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
-                let file = Arc::new(file.map_err(|e| io_error("create", &path, e))?);
+                let file = Arc::new(self.disk.create(&path).map_err(|e| io_error("create", &path, e))?);
                 writer.active = Some(Arc::clone(&file));
                 writer.unsynced.dir = true;
                 writer.count += 1;

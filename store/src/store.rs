@@ -40,6 +40,11 @@ impl Store {
         Ok(Store { inner: Arc::new(Inner::open(dir, options, disk)?) })
     }
 
+    /// What changes of files go through.
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.inner.disk
+    }
+
     /// The directory the store lives in.
     pub fn dir(&self) -> &Path {
         self.inner.home.dir()

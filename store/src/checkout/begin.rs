@@ -16,7 +16,7 @@ use shoal_content::{Cid, EntryKind, Manifest, RelPath, Source, case_clashes};
 use super::{
     Amount, Checkout, CheckoutError, CheckoutOptions, UNFINISHED,
     bits::Bits,
-    ground::Ground,
+    ground::{Ground, Parent},
     target::{self, Plan, Target},
     verify::{Check, Found},
 };
@@ -33,13 +33,14 @@ pub(super) fn begin(
 ) -> Result<Checkout, CheckoutError> {
     let selection = manifest.select(paths)?;
     let plans = target::plan(&manifest, paths, name)?;
-    let (parent, dir) = target::open_parent(dir)?;
+    let (parent, dir) = target::open_parent(dir, &**store.disk())?;
     refuse_case_clashes(&manifest, &plans, &parent, &dir)?;
 
     let found = Found::new(&manifest);
     let mut targets = Vec::with_capacity(plans.len());
     for plan in plans {
-        targets.push(open_target(store, &manifest, &parent, &dir, plan, &options, &found)?);
+        let parent = Parent { dir: &parent, path: &dir, disk: store.disk() };
+        targets.push(open_target(store, &manifest, parent, plan, &options, &found)?);
     }
     let wanted = Bits::new(manifest.leaves().len());
     let mut wanted_bytes = 0;
@@ -86,16 +87,15 @@ pub(super) fn begin(
 fn open_target(
     store: &Store,
     manifest: &Manifest,
-    parent: &Dir,
-    dir: &Path,
+    parent: Parent<'_>,
     plan: Plan,
     options: &CheckoutOptions,
     found: &Found,
 ) -> Result<Target, CheckoutError> {
-    let dest = dir.join(&plan.name);
+    let dest = parent.path.join(&plan.name);
     let part = plan.part_name(manifest);
-    if parent.symlink_metadata(&plan.name).is_ok() {
-        let Some((ground, matches)) = identical(manifest, &plan, parent, dir, options)? else {
+    if parent.dir.symlink_metadata(&plan.name).is_ok() {
+        let Some((ground, matches)) = identical(manifest, &plan, parent, options)? else {
             return Err(CheckoutError::Exists { path: dest });
         };
         let base = store.add_base(&dest)?;
@@ -108,7 +108,7 @@ fn open_target(
         return Ok(Target { plan, at: dest.clone(), dest, part, base, ground, done: true, resumed: false });
     }
 
-    let at = dir.join(&part);
+    let at = parent.path.join(&part);
     let executable = matches!(kind_of(manifest, plan.first), Some(EntryKind::File { executable: true, .. }));
     let opened = if plan.tree { Ground::tree(parent, &part) } else { Ground::file(parent, &part, executable) };
     let opened = opened.map_err(|source| CheckoutError::Io { action: "create", path: at.clone(), source })?;
@@ -148,12 +148,11 @@ type Matches = Vec<(u32, Stamp, Vec<(Cid, u64, u32)>)>;
 pub(super) fn identical(
     manifest: &Manifest,
     plan: &Plan,
-    parent: &Dir,
-    dir: &Path,
+    parent: Parent<'_>,
     options: &CheckoutOptions,
 ) -> Result<Option<(Ground, Matches)>, CheckoutError> {
     let ground = if plan.tree {
-        if !same_shape(manifest, plan, &dir.join(&plan.name)).unwrap_or(false) {
+        if !same_shape(manifest, plan, &parent.path.join(&plan.name)).unwrap_or(false) {
             return Ok(None);
         }
         Ground::existing_tree(parent, &plan.name)
@@ -304,16 +303,11 @@ pub(super) fn free_bytes(dir: &Dir) -> Option<u64> {
 /// Makes all directories, so that writers find them.
 fn make_directories(checkout: &Checkout) -> Result<(), CheckoutError> {
     for target in checkout.targets.iter().filter(|target| !target.done) {
-        let Some(dir) = target.ground.dir() else { continue };
         for entry in target.plan.first + 1..target.plan.end {
-            if !matches!(kind_of(&checkout.manifest, entry), Some(EntryKind::Dir)) {
-                continue;
-            }
-            let rel = target.plan.rel(&checkout.manifest, entry);
-            match dir.create_dir(rel) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(source) => return Err(checkout.failed("create", target.path(rel), source)),
+            if matches!(kind_of(&checkout.manifest, entry), Some(EntryKind::Dir)) {
+                let rel = target.plan.rel(&checkout.manifest, entry);
+                let made = target.ground.make_dir(rel);
+                made.map_err(|source| checkout.failed("create", target.path(rel), source))?;
             }
         }
     }

@@ -8,9 +8,11 @@ use shoal_content::{EntryKind, Source};
 use super::{
     Checkout, CheckoutError,
     begin::{identical, kind_of, record},
+    ground::sync_dir,
     symlinks::{self, SkippedSymlink, SymlinkSkip},
     target::Target,
 };
+use crate::disk::Op;
 
 /// Files and directories beyond this number are synced through their file system as a whole.
 const MAX_SINGLE_SYNCS: usize = 16;
@@ -47,7 +49,9 @@ pub(super) fn finish(checkout: &Checkout) -> Result<Finished, CheckoutError> {
         target.ground.close();
         put_in_place(checkout, target)?;
     }
-    sync_dir(&checkout.parent, ".").map_err(|source| checkout.failed("sync", checkout.dir.clone(), source))?;
+    let disk = checkout.store.disk();
+    let synced = disk.run(&Op::SyncDir, &checkout.dir, &mut || sync_dir(&checkout.parent, "."));
+    synced.map_err(|source| checkout.failed("sync", checkout.dir.clone(), source))?;
     for target in checkout.targets.iter().filter(|target| !target.done) {
         checkout.store.move_base(target.base, &target.dest)?;
     }
@@ -95,7 +99,7 @@ fn complete_files<'c>(checkout: &'c Checkout, target: &Target) -> Result<Vec<&'c
         let inline = |entry| manifest.pieces(entry).any(|piece| matches!(piece.source, Source::Inline(_)));
         if *size == 0 {
             let file = target.ground.write(rel, *executable).map_err(failed)?;
-            file.set_len(0).map_err(failed)?;
+            target.ground.set_len(&file, rel, 0).map_err(failed)?;
             loose.push(rel);
         } else if inline(entry) {
             loose.push(rel);
@@ -136,18 +140,14 @@ fn sync(checkout: &Checkout, target: &Target, loose: &[&str]) -> Result<(), Chec
     };
     let one_by_one = || -> io::Result<()> {
         for rel in loose {
-            target.ground.read(rel)?.sync_all()?;
+            target.ground.sync_file(rel)?;
         }
-        for rel in dirs() {
-            let Some(dir) = target.ground.dir() else { break };
-            sync_dir(dir, if rel.is_empty() { "." } else { rel })?;
-        }
-        Ok(())
+        dirs().try_for_each(|rel| target.ground.sync_dir(rel))
     };
     #[cfg(target_os = "linux")]
     let synced = match target.ground.dir() {
-        Some(dir) if loose.len() + dirs().take(MAX_SINGLE_SYNCS + 1).count() > MAX_SINGLE_SYNCS => {
-            rustix::fs::syncfs(dir).map_err(io::Error::from)
+        Some(_) if loose.len() + dirs().take(MAX_SINGLE_SYNCS + 1).count() > MAX_SINGLE_SYNCS => {
+            target.ground.sync_fs()
         }
         _ => one_by_one(),
     };
@@ -156,28 +156,18 @@ fn sync(checkout: &Checkout, target: &Target, loose: &[&str]) -> Result<(), Chec
     synced.map_err(|source| checkout.failed("sync", target.at.clone(), source))
 }
 
-/// Makes the names in a directory durable, where that is a matter of its own.
-fn sync_dir(dir: &Dir, rel: &str) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        // A `Dir` itself may be a handle for paths only, which cannot be synced.
-        dir.open(rel)?.sync_all()
-    }
-    #[cfg(not(unix))]
-    {
-        let _: (&Dir, &str) = (dir, rel);
-        Ok(())
-    }
-}
-
 /// Renames the partial to its destination. What appeared there meanwhile is either the same content, or in the way.
 fn put_in_place(checkout: &Checkout, target: &Target) -> Result<(), CheckoutError> {
     let (parent, part, name) = (&checkout.parent, &*target.part, &*target.plan.name);
-    let Err(error) = rename_to_new(parent, part, name, target.plan.tree) else { return Ok(()) };
+    let renamed = checkout
+        .store
+        .disk()
+        .run(&Op::Rename(&target.dest), &target.at, &mut || rename_to_new(parent, part, name, target.plan.tree));
+    let Err(error) = renamed else { return Ok(()) };
     if !matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) {
         return Err(checkout.failed("rename to its final name", target.at.clone(), error));
     }
-    let there = identical(&checkout.manifest, &target.plan, parent, &checkout.dir, &checkout.options)?.is_some();
+    let there = identical(&checkout.manifest, &target.plan, checkout.parent(), &checkout.options)?.is_some();
     if there {
         let removed = if target.plan.tree { parent.remove_dir_all(part) } else { parent.remove_file(part) };
         match removed {

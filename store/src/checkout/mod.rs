@@ -29,11 +29,13 @@ use shoal_content::{EntryKind, Manifest, RelPath, Selection};
 
 use crate::{ReadError, Store, import::stamp_of};
 use bits::Bits;
+use ground::Parent;
 use target::Target;
 
 pub use error::CheckoutError;
 pub use finish::Finished;
 pub use symlinks::{SkippedSymlink, SymlinkSkip};
+pub(crate) use target::landed;
 
 /// The modification time under which a file is staged while pieces of it are missing. It never matches a real one, so a
 /// stamp that matches vouches for all of a file.
@@ -269,6 +271,11 @@ impl Checkout {
         Ok(done)
     }
 
+    /// The directory that everything lands in.
+    fn parent(&self) -> Parent<'_> {
+        Parent { dir: &self.parent, path: &self.dir, disk: self.store.disk() }
+    }
+
     /// The target that an entry belongs to, if it is selected.
     fn target_of(&self, entry: u32) -> Option<&Target> {
         let after = self.targets.partition_point(|target| target.plan.first <= entry);
@@ -329,14 +336,14 @@ impl Checkout {
             } else {
                 target.ground.write_often(entry, rel, *executable, *size)?
             };
-            ground::write_all_at(&file, bytes, offset)?;
+            target.ground.write_at(&file, rel, bytes, offset)?;
             let meta = file.metadata()?;
             if !meta.is_file() {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
             }
             if meta.len() != *size {
                 // An earlier fetch left it longer, or somebody else did.
-                file.set_len(*size)?;
+                target.ground.set_len(&file, rel, *size)?;
                 return Ok(stamp_of(&file.metadata()?));
             }
             Ok(stamp_of(&meta))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use shoal_content::{EntryKind, Manifest, RelPath};
 
 use super::{CheckoutError, ground::Ground};
-use crate::BaseId;
+use crate::{BaseId, disk::Disk};
 
 /// Longest name of a file on the file systems of today, in bytes.
 const MAX_NAME_BYTES: usize = 255;
@@ -73,6 +73,14 @@ impl Plan {
         let name = &self.name[..self.name.floor_char_boundary(room)];
         format!(".{name}.{short}{PART}")
     }
+}
+
+/// Where a partial that is no longer there would have landed, if something is there: a crash came between its renaming
+/// and the store's hearing of it. A guess by the name, for content is hashed when it is read.
+pub(crate) fn landed(part: &Path) -> Option<PathBuf> {
+    let (name, short) = part.file_name()?.to_str()?.strip_prefix('.')?.strip_suffix(PART)?.rsplit_once('.')?;
+    let dest = part.with_file_name(name);
+    (short.len() == 12 && !part.exists() && dest.exists()).then_some(dest)
 }
 
 impl Target {
@@ -149,13 +157,15 @@ pub(super) fn ignores_case(parent: &cap_std::fs::Dir) -> std::io::Result<bool> {
 }
 
 /// The directory that everything lands in, absolute and without symlinks.
-pub(super) fn open_parent(dir: &Path) -> Result<(cap_std::fs::Dir, PathBuf), CheckoutError> {
+pub(super) fn open_parent(dir: &Path, disk: &dyn Disk) -> Result<(cap_std::fs::Dir, PathBuf), CheckoutError> {
     let failed = |action| {
         let path = dir.to_owned();
         move |source| CheckoutError::Io { action, path, source }
     };
-    std::fs::create_dir_all(dir).map_err(failed("create"))?;
+    disk.make_dirs(dir).map_err(failed("create"))?;
     let real = dir.canonicalize().map_err(failed("open"))?;
+    // What lands in it is promised long before the end.
+    real.parent().map_or(Ok(()), |above| disk.sync_ancestors(above)).map_err(failed("sync"))?;
     let parent = cap_std::fs::Dir::open_ambient_dir(&real, cap_std::ambient_authority()).map_err(failed("open"))?;
     Ok((parent, real))
 }

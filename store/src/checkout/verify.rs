@@ -138,7 +138,7 @@ impl Check<'_> {
         let opened = self.ground.read(rel).and_then(|file| {
             let mut meta = file.metadata()?;
             if self.trim && meta.is_file() && meta.len() > expected {
-                self.ground.write(rel, false)?.set_len(expected)?;
+                self.ground.set_len(&*self.ground.write(rel, false)?, rel, expected)?;
                 meta = file.metadata()?;
             }
             let usable = meta.is_file() && (self.trim || meta.len() == expected);
@@ -341,7 +341,7 @@ mod tests {
     fn data_of_a_sparse_file_is_found() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8 << 20).unwrap();
-        super::super::ground::write_all_at(&file, &[7; 4096], 4 << 20).unwrap();
+        crate::disk::write_all_at(&file, &[7; 4096], 4 << 20).unwrap();
         let data = data_ranges(&file, 8 << 20);
         assert!(touches(&data, 4 << 20, (4 << 20) + 1));
         assert!(data_ranges(&tempfile::tempfile().unwrap(), 0).is_empty());
