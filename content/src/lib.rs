@@ -20,6 +20,8 @@ mod murmur3;
 mod node;
 mod path;
 mod profile;
+mod seams;
+mod tar;
 mod unixfs;
 mod walk;
 mod wire;
@@ -37,5 +39,6 @@ pub use manifest::{Entry, EntryKind, Leaf, Manifest, Piece, Place, SelectError, 
 pub use node::{DecodeError, DirEntry, FileLink, Node, ShardChild};
 pub use path::{PathError, RelPath, case_clashes, printable};
 pub use profile::{Chunking, FastCdc, Profile, SHOAL_V1, UNIXFS_V1_2025};
+pub use seams::Seams;
 pub use walk::{Walk, WalkError, WalkLimits};
 pub use wire::WireError;

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails at the right line")]
 
 mod import_support;
+#[path = "../../content/tests/support/tar.rs"]
+mod tar;
 
 use std::{
     ffi::OsStr,
@@ -18,6 +20,7 @@ use std::{
 use import_support::{Bench, noise, share, share_watched};
 use shoal_content::{EntryKind, SHOAL_V1, UNIXFS_V1_2025};
 use shoal_store::{ImportError, ImportEvent, ImportOptions, RootKind, import};
+use tar::Tar;
 
 #[test]
 fn a_tree_is_shared_and_its_root_is_durable() {
@@ -316,4 +319,43 @@ fn listing_a_large_tree_tells_how_far_it_is() {
     assert!(seen.into_inner());
     // The same content a thousand times is one chunk.
     assert_eq!((shared.files, shared.bytes, shared.chunks), (1030, 1030, 1030));
+}
+
+#[test]
+fn an_archive_cut_on_many_threads_shares_its_contents_with_the_tree() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("tree")).unwrap();
+    let (mut old, mut new) = (Tar::default(), Tar::default());
+    for i in 0..400_u32 {
+        // Mostly small, some long enough to be many chunks, one across several segments.
+        let len = if i == 200 {
+            40 << 20
+        } else if i % 50 == 0 {
+            2 << 20
+        } else {
+            1025 + i as usize * 97
+        };
+        let contents = noise(u64::from(i) + 1, len);
+        fs::write(bench.path(&format!("tree/{i:03}")), &contents).unwrap();
+        old.file(&format!("{i:03}"), i, &contents);
+        new.file(&format!("{i:03}"), i + 1000, &contents);
+    }
+    fs::write(bench.path("old.tar"), old.end()).unwrap();
+    fs::write(bench.path("new.tar"), new.end()).unwrap();
+    let (one, many) = (bench.store("one"), bench.store("many"));
+    let alone = share_watched(&one, &bench.path("old.tar"), 1, &|_| {}).unwrap();
+    let together = share_watched(&many, &bench.path("old.tar"), 4, &|_| {}).unwrap();
+    assert_eq!(alone, together);
+    let manifest = many.manifest(&together.root).unwrap();
+    for leaf in manifest.leaves() {
+        assert_eq!(many.read(&leaf.cid).unwrap().len(), leaf.len as usize);
+    }
+    for (what, limit) in [("new.tar", 401 * 1024 + 10240), ("tree", 0)] {
+        let store = bench.store(&format!("store of {what}"));
+        let shared = share(&store, &bench.path(what)).unwrap();
+        let manifest = store.manifest(&shared.root).unwrap();
+        let fresh = manifest.leaves().iter().filter(|leaf| !many.has(&leaf.cid).unwrap());
+        let bytes: u64 = fresh.map(|leaf| u64::from(leaf.len)).sum();
+        assert!(bytes <= limit, "{bytes} bytes of {what} are not in the old archive");
+    }
 }

@@ -8,6 +8,7 @@
 //! Never here: writing to what is shared, following symlinks inside a tree, trusting a stamp instead of a hash.
 
 mod error;
+mod layout;
 mod scan;
 mod segments;
 mod source;

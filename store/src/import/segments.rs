@@ -1,22 +1,21 @@
 //! Chunking one big file on all threads: segments are cut and hashed speculatively, each from its own start, and
 //! stitched in file order into exactly the chunks of a sequential cut.
 //!
-//! A thread streams its segment through its window, so memory does not depend on the segment's size. Whoever finishes
-//! the segment that is next in order stitches it; chunks come out in order, from one thread at a time.
+//! A thread streams its segment through its window, so memory does not depend on the segment's size. Whoever takes a
+//! segment finds its seams first, one thread at a time, since they follow from each other. Whoever finishes the segment
+//! that is next in order stitches it; chunks come out in order, from one thread at a time.
 
 use std::{
     cell::Cell,
     collections::BTreeMap,
-    sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
 use shoal_content::{Cid, Stitch, Stitched};
 
 use super::{
     ImportError, Run,
+    layout::Layout,
     source::{Opened, Window},
 };
 
@@ -26,14 +25,28 @@ const MIN_SEGMENT_BYTES: u64 = 16 << 20;
 /// Longest segment: beyond it nothing is gained, and stitching would come in bursts.
 const MAX_SEGMENT_BYTES: u64 = 64 << 20;
 
-/// Segments that may be finished ahead of the one that is next in order. Bounds what waits: a segment's cuts take some
-/// 10 KiB.
-const AHEAD: u64 = 64;
+/// Segments for each thread that may be finished ahead of the one that is next in order. Bounds what waits: a segment's
+/// cuts take some 10 KiB, and 5 MiB where it is an archive of the smallest entries.
+const AHEAD_PER_THREAD: u64 = 2;
+
+/// A segment that a thread took.
+struct Taken {
+    index: u64,
+    /// The seams that may end a chunk that begins in it, ascending.
+    seams: Vec<u64>,
+}
 
 /// The cuts of one segment.
 struct Cuts {
+    seams: Vec<u64>,
     lens: Vec<u32>,
     cids: Vec<Cid>,
+}
+
+/// What is taken from: segments in file order, and the file's seams as far as that.
+struct Ahead<'a> {
+    next: u64,
+    layout: Layout<'a>,
 }
 
 /// What the threads share.
@@ -59,7 +72,7 @@ where
         opened,
         segment,
         count,
-        taken: AtomicU64::new(0),
+        ahead: Mutex::new(Ahead { next: 0, layout: Layout::new(opened, run.profile) }),
         order: Mutex::new(Order { next: 0, done: BTreeMap::new(), stitcher: Some((Stitch::new(), emit)) }),
         moved: Condvar::new(),
     };
@@ -86,7 +99,7 @@ struct Job<'a, E> {
     opened: &'a Opened,
     segment: u64,
     count: u64,
-    taken: AtomicU64,
+    ahead: Mutex<Ahead<'a>>,
     order: Mutex<Order<E>>,
     moved: Condvar,
 }
@@ -109,29 +122,48 @@ where
     fn work_until_error(&self) -> Result<(), ImportError> {
         let mut window = Window::new(self.run.profile);
         loop {
-            let index = self.taken.fetch_add(1, Ordering::Relaxed);
-            if index >= self.count {
-                return Ok(());
-            }
+            let Some(taken) = self.take()? else { return Ok(()) };
+            let index = taken.index;
             let mut order = self.lock();
-            while index >= order.next + AHEAD {
+            while index >= order.next + AHEAD_PER_THREAD * self.run.threads as u64 {
                 self.run.check()?;
                 order = self.moved.wait(order).unwrap_or_else(PoisonError::into_inner);
             }
             drop(order);
-            let cuts = self.cut(index, &mut window)?;
+            let cuts = self.cut(taken, &mut window)?;
             self.stitch(index, cuts, &mut window)?;
         }
     }
 
-    fn cut(&self, index: u64, window: &mut Window) -> Result<Cuts, ImportError> {
+    /// Takes the next segment, if there is one more.
+    fn take(&self) -> Result<Option<Taken>, ImportError> {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = ahead.next;
+        if index >= self.count {
+            return Ok(None);
+        }
         let start = index * self.segment;
-        let mut cuts = Cuts { lens: Vec::new(), cids: Vec::new() };
-        window.chunks(self.opened, self.run.profile, start, start + self.segment, |cid, len| {
-            cuts.lens.push(len);
-            cuts.cids.push(cid);
-            self.run.check()
-        })?;
+        ahead.layout.find(start + self.segment + self.run.profile.max_chunk() as u64, 0, &[])?;
+        ahead.next += 1;
+        Ok(Some(Taken { index, seams: ahead.layout.all_after(start) }))
+    }
+
+    fn cut(&self, taken: Taken, window: &mut Window) -> Result<Cuts, ImportError> {
+        let start = taken.index * self.segment;
+        let mut cuts = Cuts { seams: taken.seams, lens: Vec::new(), cids: Vec::new() };
+        let seams = &cuts.seams;
+        window.chunks(
+            self.opened,
+            self.run.profile,
+            start,
+            start + self.segment,
+            |at, _| Ok(seam_after(seams, at)),
+            |cid, len| {
+                cuts.lens.push(len);
+                cuts.cids.push(cid);
+                self.run.check()
+            },
+        )?;
         let length = self.segment.min(self.opened.stamp.size - start);
         self.run.advance(length, 0)?;
         Ok(cuts)
@@ -174,7 +206,8 @@ where
             length,
             &cuts.lens,
             |offset| {
-                let (cid, len) = window.chunk_at(self.opened, self.run.profile, offset)?;
+                let seam = seam_after(&cuts.seams, offset);
+                let (cid, len) = window.chunk_at(self.opened, self.run.profile, offset, seam)?;
                 recut.set(Some(cid));
                 Ok(len)
             },
@@ -196,4 +229,9 @@ where
         // A panic of another thread is raised again when the threads are joined.
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The first seam behind `at`.
+fn seam_after(seams: &[u64], at: u64) -> Option<u64> {
+    seams.get(seams.partition_point(|&seam| seam <= at)).copied()
 }

@@ -57,7 +57,7 @@ impl Opened {
     }
 
     /// Fills `buf` from `offset` on; the file is known to be that long, so a short read means that it changed.
-    fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<(), ImportError> {
+    pub(super) fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<(), ImportError> {
         while !buf.is_empty() {
             match read_at(&self.file, buf, offset) {
                 Ok(0) => return Err(self.changed()),
@@ -85,13 +85,15 @@ impl Window {
     }
 
     /// Cuts and hashes the chunks that begin in `from..until`, as if one began at `from`; each is hashed while it is
-    /// still in the cache and given to `each` with its length.
+    /// still in the cache and given to `each` with its length. `seam` is told where a chunk begins and what of the file
+    /// from there on is at hand, and gives the next seam, if there is one within the longest chunk.
     pub(super) fn chunks(
         &mut self,
         opened: &Opened,
         profile: &Profile,
         from: u64,
         until: u64,
+        mut seam: impl FnMut(u64, &[u8]) -> Result<Option<u64>, ImportError>,
         mut each: impl FnMut(Cid, u32) -> Result<(), ImportError>,
     ) -> Result<(), ImportError> {
         let max = profile.max_chunk();
@@ -111,7 +113,10 @@ impl Window {
                 opened.read_exact_at(&mut self.buf[filled..filled + want], next)?;
                 filled += want;
             }
-            let data = &self.buf[start..filled];
+            let mut data = &self.buf[start..filled];
+            if let Some(seam) = seam(at, data)? {
+                data = &data[..data.len().min(usize::try_from(seam - at).unwrap_or(usize::MAX))];
+            }
             let len = profile.cut(data).clamp(1, data.len());
             each(Cid::of(Codec::Raw, profile.hash, &data[..len]), len as u32)?;
             start += len;
@@ -120,18 +125,20 @@ impl Window {
         Ok(())
     }
 
-    /// Cuts and hashes the one chunk that begins at `offset`.
+    /// Cuts and hashes the one chunk that begins at `offset`, `seam` being the next one behind it.
     pub(super) fn chunk_at(
         &mut self,
         opened: &Opened,
         profile: &Profile,
         offset: u64,
+        seam: Option<u64>,
     ) -> Result<(Cid, u32), ImportError> {
         let mut chunk = None;
-        self.chunks(opened, profile, offset, offset + 1, |cid, len| {
+        let each = |cid, len| {
             chunk = Some((cid, len));
             Ok(())
-        })?;
+        };
+        self.chunks(opened, profile, offset, offset + 1, |_, _| Ok(seam), each)?;
         chunk.ok_or_else(|| opened.changed())
     }
 }

@@ -7,6 +7,7 @@ use shoal_content::{Block, FileBuilder, Link, directory, symlink};
 
 use super::{
     ImportError, Run,
+    layout::Layout,
     scan::{Kind, Tree},
     segments,
     source::{Opened, Window},
@@ -110,7 +111,12 @@ fn small(run: &Run<'_>, opened: &Opened, rel: &str, scratch: &mut Scratch) -> Re
     let Scratch { window, refs, blocks } = scratch;
     refs.clear();
     let mut file = Staging::new(run, opened, rel, refs, blocks);
-    window.chunks(opened, run.profile, 0, opened.stamp.size, |cid, len| {
+    let mut layout = Layout::new(opened, run.profile);
+    let seam = |at, data: &[u8]| {
+        layout.find(at + run.profile.max_chunk() as u64, at, data)?;
+        Ok(layout.next_after(at))
+    };
+    window.chunks(opened, run.profile, 0, opened.stamp.size, seam, |cid, len| {
         file.chunk(cid, len)?;
         run.advance(u64::from(len), 0)
     })?;
