@@ -28,6 +28,7 @@ mod pack;
 mod packs;
 mod read;
 mod root;
+mod runs;
 mod stage;
 mod store;
 mod types;
@@ -37,6 +38,7 @@ pub use checkout::*;
 pub use error::{ManifestError, OpenError, ReadError, StoreError};
 pub use import::*;
 pub use root::{RootKind, RootRecord};
+pub use runs::Run;
 pub use store::Store;
 pub use types::{BaseId, Damage, DamageKind, MAX_BLOCK_BYTES, MAX_STAGED_BYTES, Options, Stamp, Stats};
 

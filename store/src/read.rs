@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Why one location did not give the block.
-enum Failure {
+pub(crate) enum Failure {
     /// Not there any more: drop it and tell.
     Bad(DamageKind, PathBuf),
     /// It hangs off a base that was removed: drop it, nobody needs to be told.
@@ -70,7 +70,7 @@ impl Inner {
         }
         let mut worst = ReadError::Missing(*cid);
         for loc in self.locate(cid)? {
-            match self.fill(cid, &loc, room.room(loc.len as usize)) {
+            match self.fill(&loc, room.room(loc.len as usize), |bytes| cid.verify(bytes)) {
                 Ok(()) => return Ok(()),
                 Err(Failure::Bad(kind, path)) => {
                     let in_pack = matches!(loc.place, Place::Pack(_));
@@ -93,14 +93,15 @@ impl Inner {
 
     /// Whether this very copy of the block is good.
     pub(crate) fn holds(&self, cid: &Cid, loc: &Loc) -> bool {
-        self.fill(cid, loc, self.pool.take(loc.len as usize).as_mut()).is_ok()
+        self.fill(loc, self.pool.take(loc.len as usize).as_mut(), |bytes| cid.verify(bytes)).is_ok()
     }
 
-    fn fill(&self, cid: &Cid, loc: &Loc, buf: &mut [u8]) -> Result<(), Failure> {
+    /// Reads what is at a location, if it is `good`.
+    pub(crate) fn fill(&self, loc: &Loc, buf: &mut [u8], good: impl Fn(&[u8]) -> bool) -> Result<(), Failure> {
         let cached = lock(&self.handles).get(loc.place);
         if let Some(file) = cached {
             let there = file.metadata().is_ok_and(|meta| has_name(&meta));
-            if there && read_exact_at(&file, buf, loc.offset).is_ok() && cid.verify(buf) {
+            if there && read_exact_at(&file, buf, loc.offset).is_ok() && good(buf) {
                 return Ok(());
             }
             // Another file may have taken its name since: look at what is there now.
@@ -120,7 +121,7 @@ impl Inner {
             Err(error) => return Err(Failure::Io(path, error)),
         };
         match read_exact_at(&file, buf, loc.offset) {
-            Ok(()) if cid.verify(buf) => {}
+            Ok(()) if good(buf) => {}
             Ok(()) => return Err(Failure::Bad(DamageKind::Mismatch, path)),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(Failure::Bad(DamageKind::Short, path));

@@ -68,6 +68,15 @@ impl Store {
         self.inner.read(cid)
     }
 
+    /// [`read`](Self::read) for many blocks, in the given order: those that lie one behind the other in one file come
+    /// together, from one read.
+    ///
+    /// # Errors
+    /// [`ReadError::Io`] and [`ReadError::Store`]; a block that is missing or damaged is a run without bytes.
+    pub fn read_runs(&self, cids: &[Cid]) -> Result<Vec<crate::Run>, ReadError> {
+        self.inner.read_runs(cids)
+    }
+
     /// [`read`](Self::read) into a buffer that is reused: afterwards `buf` holds exactly the block. On an error its
     /// contents are unspecified.
     pub fn read_into(&self, cid: &Cid, buf: &mut Vec<u8>) -> Result<(), ReadError> {

@@ -12,6 +12,7 @@ mod bits;
 mod error;
 mod finish;
 mod ground;
+mod run;
 mod symlinks;
 mod target;
 mod verify;
