@@ -2,10 +2,16 @@
 //! peer brought is kept when the next one goes on.
 
 use super::Input;
-use crate::{api::FetchError, wire::Request};
+use crate::{
+    api::FetchError,
+    wire::{Request, code},
+};
 use bytes::Bytes;
 use shoal_content::{Cid, Manifest, Walk, WalkLimits};
-use shoal_net::{Connection, PeerId, quinn::RecvStream};
+use shoal_net::{
+    Connection, PeerId,
+    quinn::{self, ReadExactError, RecvStream},
+};
 use shoal_store::{ReadError, Store};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
@@ -19,7 +25,7 @@ const GROUP_BYTES: usize = 512 << 10;
 /// Peers that wait for their turn.
 pub(super) const MAX_OFFERS: usize = 64;
 
-/// A peer that says it knows the tree.
+/// A peer that says it knows the tree, or that was dialled because somebody said so.
 pub(super) type Offer = (PeerId, Connection);
 
 /// The tree of a root, its nodes in the store.
@@ -31,6 +37,8 @@ pub(super) struct Resolved {
 enum Turn {
     /// Nothing more came, or nothing for too long.
     Over,
+    /// It does not know the tree. Once it does it says so, which is a new offer.
+    Unknown,
     /// It sent what it must not.
     Lied(String),
 }
@@ -73,6 +81,7 @@ impl Resolver {
             let before = known;
             match self.walk_peer(&mut walk, &mut known, &connection).await? {
                 Turn::Over => {}
+                Turn::Unknown => continue,
                 Turn::Lied(why) => {
                     let _gone = self.inbox.send(Input::Liar(self.root, self.fetch, peer, why)).await;
                     continue;
@@ -124,8 +133,8 @@ impl Resolver {
         let turn = loop {
             let bytes = match tokio::time::timeout(STALL, read_node(&mut recv)).await {
                 Ok(Ok(Some(bytes))) => bytes,
-                Ok(Err(Some(fault))) => break Turn::Lied(fault),
-                Ok(Ok(None) | Err(None)) | Err(_) => break Turn::Over,
+                Ok(Err(turn)) => break turn,
+                Ok(Ok(None)) | Err(_) => break Turn::Over,
             };
             let Some(cid) = walk.next_needed() else { break Turn::Lied("sent more nodes than there are".into()) };
             if let Err(source) = walk.insert(&cid, &bytes) {
@@ -153,24 +162,32 @@ impl Resolver {
     }
 }
 
-/// One node record; `Ok(None)` at the end of the stream, `Err(Some(…))` for a fault, `Err(None)` when the stream broke.
-async fn read_node(recv: &mut RecvStream) -> Result<Option<Vec<u8>>, Option<String>> {
+/// One node record; `Ok(None)` at the end of the stream, `Err` when the turn is over.
+async fn read_node(recv: &mut RecvStream) -> Result<Option<Vec<u8>>, Turn> {
     let mut head = [0; 4];
-    match recv.read(&mut head[..1]).await {
-        Ok(Some(_)) => {}
-        Ok(None) => return Ok(None),
-        Err(_) => return Err(None),
+    if recv.read(&mut head[..1]).await.map_err(broken)?.is_none() {
+        return Ok(None);
     }
-    recv.read_exact(&mut head[1..]).await.map_err(|_| None)?;
+    recv.read_exact(&mut head[1..]).await.map_err(|error| match error {
+        ReadExactError::FinishedEarly(_) => Turn::Over,
+        ReadExactError::ReadError(error) => broken(error),
+    })?;
     let len = u32::from_be_bytes(head) as usize;
     if len > shoal_store::MAX_BLOCK_BYTES {
-        return Err(Some(format!("sent a node of {len} bytes")));
+        return Err(Turn::Lied(format!("sent a node of {len} bytes")));
     }
     // grows with what arrives, not with what was claimed
     let mut bytes = vec![];
     while bytes.len() < len {
-        let chunk = recv.read_chunk(len - bytes.len(), true).await.map_err(|_| None)?.ok_or(None)?;
+        let chunk = recv.read_chunk(len - bytes.len(), true).await.map_err(broken)?.ok_or(Turn::Over)?;
         bytes.extend_from_slice(&chunk.bytes);
     }
     Ok(Some(bytes))
+}
+
+fn broken(error: quinn::ReadError) -> Turn {
+    match error {
+        quinn::ReadError::Reset(reset) if reset == code::UNKNOWN_ROOT.into() => Turn::Unknown,
+        _ => Turn::Over,
+    }
 }

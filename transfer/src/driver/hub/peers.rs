@@ -55,16 +55,16 @@ impl Hub {
     // ---- connections ----
 
     pub(super) fn connected(&mut self, connection: Connection) {
-        let peer = connection.peer();
-        if connection.is_dialer() {
+        let (peer, dialer) = (connection.peer(), connection.is_dialer());
+        if dialer {
             self.dials = self.dials.saturating_sub(1);
         }
         self.roots.values_mut().for_each(|r| r.reached(&peer));
         if let Some(old) = self.by_peer.get(&peer).copied() {
             // both sides keep the one that the peer with the smaller id dialled; of two by one dialler, the newer
-            let dialer = |c: &Connection| if c.is_dialer() { self.me } else { peer };
+            let dialled_by = |c: &Connection| if c.is_dialer() { self.me } else { peer };
             let stays = self.links.get(&old).is_some_and(|l| {
-                dialer(&l.connection) < dialer(&connection) && l.connection.quinn().close_reason().is_none()
+                dialled_by(&l.connection) < dialled_by(&connection) && l.connection.quinn().close_reason().is_none()
             });
             if stays {
                 return connection.close(CLOSE_NORMAL, b"duplicate");
@@ -98,6 +98,10 @@ impl Hub {
         let fetched: Vec<Cid> = self.roots.iter().filter(|(_, r)| r.fetch.is_some()).map(|(c, _)| *c).collect();
         for root in fetched {
             self.join(id, root, true);
+            // Somebody said that this peer has it. Asking at once saves the round trip until it says so itself.
+            if dialer && self.roots.get(&root).is_some_and(|r| r.book.contains_key(&peer)) {
+                self.offer(root, peer, id);
+            }
         }
     }
 
