@@ -6,9 +6,9 @@ use crate::{Limits, Multiaddr};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Congestion {
     /// Our own: a model of the path after BBR that fills long and lossy paths; see docs/congestion.md.
+    #[default]
     Tide,
     /// RFC 9438. Fair, and slow on lossy long paths.
-    #[default]
     Cubic,
     /// quinn's BBR version 1 (experimental): fast on lossy paths, at the price of much loss it causes itself.
     Bbr,
