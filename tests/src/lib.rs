@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "a harness that unwraps fails the test at the right line")]
 
 pub mod binary;
+pub mod bottleneck;
 pub mod content;
 pub mod disk;
 pub mod lan;
