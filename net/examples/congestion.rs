@@ -7,7 +7,7 @@ use bed::{Flow, Load, Path, Tcp, run, run_traced};
 use shoal_net::Congestion;
 use std::time::Duration;
 
-const ALL: [Congestion; 3] = [Congestion::Cubic, Congestion::Bbr, Congestion::Tide];
+const ALL: [Congestion; 4] = [Congestion::Tide, Congestion::Cubic, Congestion::Bbr, Congestion::NewReno];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -33,14 +33,14 @@ fn quic(cc: Congestion) -> Flow {
 }
 
 fn table(which: &[Congestion]) {
-    println!("100 Mbit/s, queue of 60 ms, 15 s: goodput as % of the link, packets lost %, mean queue ms");
+    println!("200 Mbit/s, queue of 60 ms, 15 s: goodput as % of the link, packets lost %, mean queue ms");
     for rtt in [0.2, 20.0, 100.0, 200.0] {
         for loss in [0.0, 0.1, 1.0, 2.0] {
             print!("| {rtt:5} ms | {loss:3} % |");
             for cc in which {
-                let r = run(path(100.0, rtt, 60.0, loss), &[quic(*cc)], Duration::from_secs(15));
+                let r = run(path(200.0, rtt, 60.0, loss), &[quic(*cc)], Duration::from_secs(15));
                 let f = &r.flows[0];
-                let goodput = f.rate(0.0, 15.0) * 8.0 / 1e6;
+                let goodput = f.rate(0.0, 15.0) * 8.0 / 2e6;
                 print!(" {goodput:5.1} {:5.1} {:5.1} |", f.loss_share() * 100.0, r.queue_mean_ms());
             }
             println!();
