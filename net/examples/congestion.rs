@@ -123,7 +123,7 @@ fn trace(mbit: f64, rtt: f64, queue: f64, loss: f64, args: &[String]) {
     let mut flows = vec![quic(Congestion::Tide)];
     for extra in args.iter().skip(5) {
         flows.push(match extra.as_str() {
-            "tcp-cubic" => Flow::Tcp { kind: Tcp::Cubic, start: Duration::ZERO },
+            "tcp-cubic" => Flow::Tcp { kind: Tcp::Cubic, start: Duration::from_secs(0) },
             "tcp-bbr" => Flow::Tcp { kind: Tcp::Bbr, start: Duration::ZERO },
             _ => quic(Congestion::Tide),
         });

@@ -53,8 +53,8 @@ impl Losses {
     pub(super) fn too_many(&self, lost: u64, sent: u64, mtu: u64) -> bool {
         let packets = (sent as f64 / mtu as f64).max(LEAST_PACKETS / 4.0);
         let expected = self.borne() * packets;
-        // two deviations of a Poisson count
-        lost as f64 / mtu as f64 > expected + 2.0 * expected.sqrt() + 1.0
+        // three deviations of a Poisson count: it is asked often, and one wrong answer costs many round trips
+        lost as f64 / mtu as f64 > expected + 3.0 * expected.sqrt() + 1.0
     }
 
     /// At the end of a round: judges once there is enough to judge. `quiet` is the mean round trip below which there is

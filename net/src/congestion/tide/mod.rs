@@ -44,11 +44,9 @@ const MIN_RTT_LIFE: Duration = Duration::from_secs(10);
 const PROBE_RTT_TIME: Duration = Duration::from_millis(100);
 /// To this part of the bandwidth-delay product.
 const PROBE_RTT_GAIN: f64 = 0.5;
-/// Part of a queue that is held when others stand in it: 1 keeps our rate whatever the queue is.
-const HOLD: f64 = 1.0;
 /// Whatever the queue is, no more is in flight than the rate times (this times the least round trip and
 /// [`QUEUE_ALLOWANCE`]).
-const MOST_ROUND_TRIPS: f64 = 2.0;
+const MOST_ROUND_TRIPS: u32 = 2;
 const QUEUE_ALLOWANCE: Duration = Duration::from_millis(10);
 /// In flight beyond the model, as a time: quinn's pacer sends what is due in 2 ms at once.
 const BURST: Duration = Duration::from_millis(2);
@@ -61,6 +59,18 @@ const UP_GAIN: f64 = 1.25;
 const UP_GROWTH: f64 = 1.1;
 /// A round that lost too much lowers the ceiling to this part of what was in flight.
 const CUT: f64 = 0.85;
+/// But where others stand in the queue, not below this part of what arrives in a round trip: to yield to losses that go on
+/// is to starve beside a sender that does not yield.
+const KEEP: f64 = 0.92;
+/// Of a link that is shared, this much is a fair part: half, less or more by a measuring error. Below it a probe's gain is
+/// kept, within it it is given back, above it the rate falls.
+const FAIR: (f64, f64) = (0.45, 0.53);
+/// With less than this of it there are many others, and if all probed without a pause the link would be full of losses.
+const FEW: f64 = 0.15;
+/// To this part with each probe.
+const YIELD: f64 = 0.9;
+/// Weight of the newest measurement of the link's capacity.
+const CAPACITY_GAIN: f64 = 0.5;
 
 /// Builds [`Tide`] controllers.
 #[derive(Debug)]
@@ -87,10 +97,21 @@ enum Phase {
     Cruise { rounds: u32 },
     /// Send more, to see whether it arrives. `best` is the rate to surpass; `span` the round trip at the beginning.
     Up { rounds: u32, best: f64, span: f64 },
-    /// Send less, until the queue that the probe made is gone.
-    Down { rounds: u32 },
+    /// Send no more than fills the path, until the queue that the probe made is gone, and for a round more, to see whether
+    /// there is still one: then it is that of others.
+    Down { rounds: u32, drained: bool, from: Probe },
     /// Send much less, to see the path's own round trip.
     ProbeRtt { until: Instant, least: Duration, end: u64 },
+}
+
+/// What a probe saw.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Probe {
+    /// The rate before.
+    rate: f64,
+    /// Bytes in flight and the round trip at its end.
+    in_flight: f64,
+    rtt: Duration,
 }
 
 /// The start's own knowledge.
@@ -124,6 +145,12 @@ pub(crate) struct Tide {
     round_counts: bool,
     min_rtt: Option<(Duration, Instant)>,
     srtt: Duration,
+    /// Least round trip of this round.
+    round_rtt: Duration,
+    /// Others stand in the queue, as far as the last probe could see.
+    crowded: bool,
+    /// What the link carries in all, bytes per second; 0 while it is not known.
+    capacity: f64,
     losses: Losses,
     /// Most that may be in flight since too much was lost.
     ceiling: f64,
@@ -150,6 +177,9 @@ impl Tide {
             round_counts: false,
             min_rtt: None,
             srtt: Duration::ZERO,
+            round_rtt: Duration::MAX,
+            crowded: false,
+            capacity: 0.0,
             losses: Losses::default(),
             ceiling: f64::INFINITY,
             cut_at: None,
@@ -167,11 +197,12 @@ impl Tide {
         rate * self.least_rtt().as_secs_f64()
     }
 
-    /// The round trip that the rate is held over, seconds.
+    /// The round trip that the rate is held over, seconds: with the queue of others, and without our own.
     fn held_span(&self) -> f64 {
-        let least = self.least_rtt().as_secs_f64();
-        let queued = (self.srtt.as_secs_f64() - least).max(0.0);
-        (least + HOLD * queued).min(MOST_ROUND_TRIPS * least + QUEUE_ALLOWANCE.as_secs_f64())
+        let least = self.least_rtt();
+        let queued = self.srtt.saturating_sub(least);
+        let held = if self.crowded { queued } else { queued.min(self.queue_step()) };
+        (least + held).min(MOST_ROUND_TRIPS * least + QUEUE_ALLOWANCE).as_secs_f64()
     }
 
     fn floor(&self) -> f64 {
@@ -183,15 +214,20 @@ impl Tide {
         (self.least_rtt() / 8).clamp(Duration::from_millis(4), Duration::from_millis(16))
     }
 
+    fn is_queued(&self, rtt: Duration) -> bool {
+        rtt > self.least_rtt() + self.queue_step()
+    }
+
     /// What `phase` allows in flight.
     fn resize(&mut self) {
         let rate = self.rate.get();
         let burst = rate * BURST.as_secs_f64() + 2.0 * self.mtu as f64;
         let wanted = match self.phase {
             Phase::Startup | Phase::Settle => return,
-            Phase::Drain | Phase::Down { .. } => self.bdp(rate) + 2.0 * self.mtu as f64,
+            Phase::Drain => self.bdp(rate) + 2.0 * self.mtu as f64,
+            Phase::Down { .. } => self.bdp(rate) + burst,
             Phase::Cruise { .. } => rate * self.held_span() + burst,
-            Phase::Up { span, .. } => UP_GAIN * rate * span + burst,
+            Phase::Up { span, .. } => (UP_GAIN * rate * span + burst).max(rate * self.held_span() + burst),
             Phase::ProbeRtt { .. } => PROBE_RTT_GAIN * self.bdp(rate),
         };
         self.window = wanted.min(self.ceiling).max(self.floor()) as u64;
@@ -200,28 +236,64 @@ impl Tide {
     fn cruise(&mut self) {
         // any number that differs between flows will do
         let extra = (self.samples.delivered / self.mtu.max(1)) % CRUISE_JITTER;
-        self.phase = Phase::Cruise { rounds: CRUISE_ROUNDS + extra as u32 };
+        let part = self.rate.get() / self.capacity;
+        let rounds = if self.crowded && (FEW..FAIR.0).contains(&part) { 0 } else { CRUISE_ROUNDS };
+        self.phase = Phase::Cruise { rounds: rounds + extra as u32 };
     }
 
     fn up(&mut self) {
-        self.phase = Phase::Up { rounds: 0, best: self.rate.get(), span: self.held_span() };
+        let span = if self.crowded { self.held_span() } else { self.least_rtt().as_secs_f64() };
+        self.phase = Phase::Up { rounds: 0, best: self.rate.get(), span };
+    }
+
+    fn down(&self, rate: f64) -> Phase {
+        let from = Probe { rate, in_flight: self.samples.in_flight as f64, rtt: self.round_rtt };
+        Phase::Down { rounds: 0, drained: false, from }
+    }
+
+    /// After a probe, and with its queue gone: finds whether others stand in the queue, what the link carries in all, and
+    /// with that our part of it, which decides what becomes of the probe's gain.
+    fn compare(&mut self, probe: Probe) {
+        self.crowded = self.is_queued(self.round_rtt);
+        let (less, sooner) =
+            (probe.in_flight - self.samples.in_flight as f64, probe.rtt.saturating_sub(self.round_rtt));
+        if !self.crowded || less <= 0.0 || sooner < self.queue_step() / 4 {
+            return;
+        }
+        // Bytes that were not sent are as many that did not have to wait: the queue's time is theirs by the link's rate.
+        let capacity = less / sooner.as_secs_f64();
+        self.capacity += if self.capacity == 0.0 { capacity } else { CAPACITY_GAIN * (capacity - self.capacity) };
+        let part = probe.rate / self.capacity;
+        if part > FAIR.1 {
+            self.rate.set(probe.rate * YIELD);
+        } else if part > FAIR.0 {
+            self.rate.set(probe.rate);
+        }
     }
 
     /// After a batch of acknowledgements. `round` says that one has ended.
     fn step(&mut self, now: Instant, app_limited: bool, round: bool) {
         let in_flight = self.samples.in_flight as f64;
-        let settled = self.bdp(self.rate.get()) + 2.0 * self.mtu as f64;
+        let rate = self.rate.get();
+        let settled = self.bdp(rate) + 2.0 * self.mtu as f64;
+        let drained = (settled + rate * BURST.as_secs_f64()).max(self.floor());
         match self.phase {
             Phase::Startup => self.grow(now, app_limited, round),
             Phase::Settle if round => self.phase = Phase::Drain,
             Phase::Drain if in_flight <= settled.max(self.floor()) => self.cruise(),
-            Phase::Down { .. } if in_flight <= settled.max(self.floor()) => self.cruise(),
-            Phase::Down { rounds } if round => {
-                if rounds >= 1 {
-                    self.cruise();
-                } else {
-                    self.phase = Phase::Down { rounds: rounds + 1 };
+            Phase::Down { rounds, drained: false, from } if in_flight <= drained || (round && rounds > 0) => {
+                self.phase = Phase::Down { rounds, drained: true, from };
+                self.round_end = self.samples.delivered;
+                self.round_rtt = Duration::MAX;
+            }
+            Phase::Down { rounds, drained: false, from } if round => {
+                self.phase = Phase::Down { rounds: rounds + 1, drained: false, from };
+            }
+            Phase::Down { drained: true, from, .. } if round => {
+                if !app_limited {
+                    self.compare(from);
                 }
+                self.cruise();
             }
             Phase::Cruise { rounds } if round && !app_limited => {
                 if rounds == 0 {
@@ -232,13 +304,13 @@ impl Tide {
             }
             Phase::Up { rounds, best, span } if round => {
                 let grew = self.last_round_rate > best * UP_GROWTH;
-                if self.ceiling.is_finite() {
-                    self.ceiling *= 1.0 + 0.0625 * f64::from(1 << rounds.min(3));
-                }
+                // what was lost without a queue, or on the queue of others, says little about how much fits
+                let careful = self.is_queued(self.round_rtt) && !self.crowded;
+                self.ceiling *= if careful { 1.0 + 0.0625 * f64::from(1 << rounds.min(3)) } else { UP_GAIN };
                 self.phase = match (rounds, grew) {
                     (0, _) => Phase::Up { rounds: 1, best, span },
                     (_, true) => Phase::Up { rounds: rounds + 1, best: self.last_round_rate, span },
-                    (_, false) => Phase::Down { rounds: 0 },
+                    (_, false) => self.down(best),
                 };
             }
             Phase::ProbeRtt { until, least, end } if now >= until && self.samples.delivered >= end => {
@@ -293,7 +365,7 @@ impl Tide {
 
     /// What the start learns from a batch: the queue, and how far apart the bottleneck sets the packets of one burst.
     fn learn(&mut self, now: Instant, sent: Instant, rtt: Duration) {
-        if rtt <= self.least_rtt() + self.queue_step() {
+        if !self.is_queued(rtt) {
             self.start.low_at = Some(now);
             self.start.high_acks = 0;
         } else {
@@ -324,9 +396,10 @@ impl Tide {
                 self.phase = Phase::Drain;
             }
             _ => {
-                self.ceiling = (CUT * (in_flight as f64).min(self.ceiling)).max(settled).max(self.floor());
-                if matches!(self.phase, Phase::Up { .. }) {
-                    self.phase = Phase::Down { rounds: 0 };
+                let least = if self.crowded { KEEP * delivered * self.srtt.as_secs_f64() } else { settled };
+                self.ceiling = (CUT * (in_flight as f64).min(self.ceiling)).max(least).max(self.floor());
+                if let Phase::Up { best, .. } = self.phase {
+                    self.phase = self.down(best);
                 }
             }
         }
@@ -357,6 +430,7 @@ impl Controller for Tide {
             Some(_) => {}
             none => *none = Some((rtt, now)),
         }
+        self.round_rtt = self.round_rtt.min(rtt);
         if let Phase::ProbeRtt { least, .. } = &mut self.phase {
             *least = rtt.min(*least);
         }
@@ -379,6 +453,7 @@ impl Controller for Tide {
         }
         self.step(now, app_limited, round);
         if round {
+            self.round_rtt = Duration::MAX;
             if self.round_counts {
                 self.rate.advance();
             }

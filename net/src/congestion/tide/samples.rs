@@ -188,6 +188,11 @@ impl<const N: usize> MaxOfRounds<N> {
         }
     }
 
+    /// Forgets the rounds; `value` is the largest.
+    pub(super) fn set(&mut self, value: f64) {
+        self.rounds = [value; N];
+    }
+
     pub(super) fn get(&self) -> f64 {
         self.rounds.iter().copied().fold(0.0, f64::max)
     }
