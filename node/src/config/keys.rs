@@ -83,12 +83,8 @@ impl Key {
 
 const MIB: usize = 1 << 20;
 
-const CONGESTION: [(&str, Congestion); 4] = [
-    ("tide", Congestion::Tide),
-    ("cubic", Congestion::Cubic),
-    ("bbr", Congestion::Bbr),
-    ("new-reno", Congestion::NewReno),
-];
+const CONGESTION: [(&str, Congestion); 3] =
+    [("cubic", Congestion::Cubic), ("bbr", Congestion::Bbr), ("new-reno", Congestion::NewReno)];
 
 /// All settings, in the order in which they are listed.
 pub const KEYS: &[Key] = &[
@@ -156,11 +152,12 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "congestion",
-        unit: "\"tide\", \"cubic\", \"bbr\" or \"new-reno\"",
+        unit: "\"cubic\", \"bbr\" or \"new-reno\"",
         help: "Congestion controller of all connections.",
         set: |settings, raw| raw.word(&CONGESTION).map(|congestion| settings.congestion = congestion),
         show: |settings| {
-            let word = CONGESTION.iter().find(|(_, value)| *value == settings.congestion).map_or("tide", |pair| pair.0);
+            let word =
+                CONGESTION.iter().find(|(_, value)| *value == settings.congestion).map_or("cubic", |pair| pair.0);
             word.into()
         },
     },
