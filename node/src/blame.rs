@@ -22,6 +22,8 @@ pub(crate) fn open(error: &OpenError) -> Failure {
 pub(crate) fn store(error: &StoreError) -> Failure {
     let class = match error {
         StoreError::ReadOnly { .. } | StoreError::Io { .. } | StoreError::Index { .. } => Class::Disk,
+        StoreError::OverQuota { .. } | StoreError::Full { .. } => Class::Disk,
+        StoreError::Cancelled => return Failure::interrupted(),
         StoreError::TooLarge { .. } => Class::Content,
         _ => Class::Internal,
     };

@@ -155,6 +155,7 @@ impl Roots {
         let kind = match record.kind {
             RootKind::Shared => "shared",
             RootKind::Fetched => "fetched",
+            RootKind::Cached => "cached",
         };
         RootInfo {
             root: Root(record.root),

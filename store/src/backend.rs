@@ -6,7 +6,10 @@ use std::{
     fs::File,
     io,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use redb::StorageBackend;
@@ -14,6 +17,7 @@ use redb::StorageBackend;
 use crate::{
     disk::{Disk, read_exact_at},
     locks::lock,
+    packs::is_full,
 };
 
 /// `index.redb`. The store's lock file keeps other processes away, so it takes no locks of its own.
@@ -22,6 +26,32 @@ pub(crate) struct IndexFile {
     pub(crate) file: File,
     pub(crate) path: PathBuf,
     pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) trouble: Arc<Trouble>,
+}
+
+/// What went wrong with a file, since the library that writes it does not tell one from the other.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble {
+    /// A write found no space.
+    pub(crate) full: AtomicBool,
+    /// Anything else.
+    pub(crate) other: AtomicBool,
+}
+
+impl Trouble {
+    fn note(&self, result: io::Result<()>, is_sync: bool) -> io::Result<()> {
+        if let Err(error) = &result {
+            // A sync that finds no space may have dropped what it should have written.
+            let kind = if is_full(error) && !is_sync { &self.full } else { &self.other };
+            kind.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// Whether a full disk was all of it: then nothing is lost, and it may be tried again.
+    pub(crate) fn is_only_space(&self) -> bool {
+        self.full.load(Ordering::Relaxed) && !self.other.load(Ordering::Relaxed)
+    }
 }
 
 impl StorageBackend for IndexFile {
@@ -34,15 +64,15 @@ impl StorageBackend for IndexFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk.set_len(&self.file, &self.path, len)
+        self.trouble.note(self.disk.set_len(&self.file, &self.path, len), false)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.disk.sync_file(&self.file, &self.path)
+        self.trouble.note(self.disk.sync_file(&self.file, &self.path), true)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.disk.write_at(&self.file, &self.path, data, offset)
+        self.trouble.note(self.disk.write_at(&self.file, &self.path, data, offset), false)
     }
 }
 

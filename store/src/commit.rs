@@ -9,13 +9,15 @@ use std::{
 };
 
 use crate::{
-    MAX_STAGED_BYTES, StoreError,
+    MAX_STAGED_BYTES, RootRecord, StoreError,
     disk::{HAS_SYNC_FS, open_foreign},
+    failpoint,
     index::Index,
     inner::{Inner, join},
     locks::{lock, read, write},
-    overlay::StagedSet,
+    overlay::{Key, StagedSet},
     packs::io_error,
+    spare::Spare,
 };
 
 /// Up to this many files are synced one by one; more of them cost less as a sync of their whole file system.
@@ -60,6 +62,9 @@ impl Inner {
 
     fn commit_locked(&self, mut index: MutexGuard<'_, Index>) -> Result<(), StoreError> {
         self.writable()?;
+        if index.frozen {
+            self.thaw(&mut index)?;
+        }
         let set = {
             let mut overlay = write(&self.overlay);
             if overlay.current.is_empty() {
@@ -70,8 +75,11 @@ impl Inner {
         // After the set: whatever the set mentions in packs was appended before, so the tail covers it.
         let (unsynced, tail) = self.packs.take_unsynced();
         let next_base = read(&self.bases).next;
+        failpoint::pass("commit-before-sync");
         let synced =
             self.sync_files(&set).and_then(|()| self.packs.sync(&unsynced).map_err(|(p, e)| SyncFailure::of(p, e)));
+        // The second copy in between: a store that finds it ahead of the index finds the blocks to it as well.
+        let synced = synced.and_then(|()| self.write_spare(&set));
         match synced {
             Ok(()) => {}
             Err(SyncFailure::Before(error)) => {
@@ -84,6 +92,7 @@ impl Inner {
                 return Err(self.fail("sync", &path, &error));
             }
         }
+        failpoint::pass("commit-before-index");
         let applied = index.apply(&set, tail, next_base);
         let installed = match &applied {
             Ok(()) => index.snapshot().map(|s| *write(&self.snapshot) = Arc::new(s)),
@@ -92,7 +101,17 @@ impl Inner {
         if let (Ok(()), Ok(())) = (&applied, &installed) {
             // Only now: a reader that misses the staged set finds the new snapshot.
             write(&self.overlay).committing = None;
+            failpoint::pass("commit-done");
+            if let Ok(meta) = std::fs::metadata(index.path()) {
+                self.quota.set_index_bytes(meta.len());
+            }
             return Ok(());
+        }
+        if applied.is_err() && index.is_only_full() {
+            // Nothing is lost: what was staged goes back, and the next commit tries again.
+            self.freeze(&mut index);
+            write(&self.overlay).thaw();
+            return Err(StoreError::Full { action: "commit to", path: index.path().to_owned() });
         }
         let reason = match (applied, installed) {
             (Err(error), _) => self.fail("commit to", index.path(), &error),
@@ -100,19 +119,74 @@ impl Inner {
             (Ok(()), Ok(())) => return Ok(()),
         };
         // What was staged stays readable in memory; the rest is read from the last good state on disk.
+        self.freeze(&mut index);
+        Err(reason)
+    }
+
+    /// Reads go on from the last good state of the index; nothing is written to it.
+    fn freeze(&self, index: &mut Index) {
         match index.freeze().map_err(|e| e.to_string()).and_then(|()| index.snapshot().map_err(|e| e.to_string())) {
             Ok(snapshot) => *write(&self.snapshot) = Arc::new(snapshot),
             Err(error) => tracing::error!(%error, "the index cannot be read any more after a failed commit"),
         }
-        Err(reason)
+    }
+
+    /// See [`Store::sync_failed`](crate::Store::sync_failed).
+    pub(crate) fn sync_failed(&self, path: PathBuf, source: io::Error) -> StoreError {
+        match SyncFailure::of(path, source) {
+            SyncFailure::Before(error) => error,
+            SyncFailure::Failed(path, error) => self.fail("sync", &path, &error),
+        }
+    }
+
+    /// Goes back to writing the index after a commit that found no space.
+    fn thaw(&self, index: &mut Index) -> Result<(), StoreError> {
+        let thawed = index.thaw();
+        if thawed.is_err() {
+            // Still full, or worse; the next commit tries again. What readers use was not touched.
+            self.freeze(index);
+            return Err(StoreError::Full { action: "commit to", path: index.path().to_owned() });
+        }
+        let snapshot = index.snapshot()?;
+        *write(&self.snapshot) = Arc::new(snapshot);
+        Ok(())
     }
 
     /// From here on nothing is promised.
-    fn fail(&self, action: &str, path: &Path, error: &dyn std::fmt::Display) -> StoreError {
+    pub(crate) fn fail(&self, action: &str, path: &Path, error: &dyn std::fmt::Display) -> StoreError {
         let reason: Arc<str> = format!("it failed to {action} {}: {error}", path.display()).into();
         tracing::error!(%reason, "the store is read-only from now on");
         let reason = Arc::clone(self.read_only.get_or_init(|| reason));
         StoreError::ReadOnly { reason }
+    }
+
+    /// Writes the second copy of roots and bases, if the set changes any. It may be ahead of the index, never behind.
+    fn write_spare(&self, set: &StagedSet) -> Result<(), SyncFailure> {
+        if set.roots.is_empty() && set.bases.is_empty() {
+            return Ok(());
+        }
+        let mut roots = self.committed_roots().map_err(SyncFailure::Before)?;
+        for (key, record) in &set.roots {
+            match record {
+                Some(record) => drop(roots.insert(*key, record.clone())),
+                None => drop(roots.remove(key)),
+            }
+        }
+        let (next_base, bases) = {
+            let bases = read(&self.bases);
+            (bases.next, bases.paths.clone())
+        };
+        let path = self.home.spare();
+        Spare { next_base, bases, roots }.write(&path, &*self.disk).map_err(|(error, is_sync)| match is_sync {
+            true => SyncFailure::of(path, error),
+            false => SyncFailure::Before(io_error("write", &path, error)),
+        })
+    }
+
+    /// The roots in the index. Called under the commit lock, so it cannot wait for it.
+    fn committed_roots(&self) -> Result<BTreeMap<Key, RootRecord>, StoreError> {
+        let snapshot = Arc::clone(&read(&self.snapshot));
+        snapshot.roots()
     }
 
     /// Syncs the files that the set says were written by us.

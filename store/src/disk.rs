@@ -192,6 +192,7 @@ pub(crate) mod double {
     pub(crate) struct Fault {
         pub(crate) op: &'static str,
         pub(crate) suffix: &'static str,
+        pub(crate) kind: ErrorKind,
     }
 
     /// The real disk with faults.
@@ -203,7 +204,14 @@ pub(crate) mod double {
 
     impl FaultyDisk {
         pub(crate) fn fail(&self, op: &'static str, suffix: &'static str) {
-            self.faults.lock().unwrap().push(Fault { op, suffix });
+            self.faults.lock().unwrap().push(Fault { op, suffix, kind: ErrorKind::Other });
+        }
+
+        /// No space for files of this name.
+        pub(crate) fn fill(&self, suffix: &'static str) {
+            for op in ["write", "set_len", "create"] {
+                self.faults.lock().unwrap().push(Fault { op, suffix, kind: ErrorKind::StorageFull });
+            }
         }
 
         pub(crate) fn heal(&self) {
@@ -219,8 +227,9 @@ pub(crate) mod double {
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             self.log.lock().unwrap().push(format!("{op} {name}"));
             let text = path.to_string_lossy();
-            let hit = self.faults.lock().unwrap().iter().any(|f| f.op == op && text.ends_with(f.suffix));
-            if hit { Err(io::Error::other("injected fault")) } else { Ok(()) }
+            let faults = self.faults.lock().unwrap();
+            let hit = faults.iter().find(|f| f.op == op && text.ends_with(f.suffix)).map(|f| f.kind);
+            hit.map_or(Ok(()), |kind| Err(io::Error::new(kind, "injected fault")))
         }
     }
 

@@ -75,6 +75,14 @@ pub enum StoreError {
         /// Why it failed.
         source: Arc<io::Error>,
     },
+    /// The disk is full. Nothing was promised; it goes on by itself when there is space.
+    #[error("no space is left to {action} {}; free some space on that disk, then try again", path.display())]
+    Full {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+    },
     /// The index could not be read.
     #[error("cannot read the index {}: {reason}; check the disk, then restart shoal", path.display())]
     Index {
@@ -90,6 +98,22 @@ pub enum StoreError {
         len: u64,
         /// The limit, [`MAX_BLOCK_BYTES`](crate::MAX_BLOCK_BYTES).
         max: u64,
+    },
+    /// The caller asked to stop.
+    #[error("the collection of garbage was stopped; what it did until then stays done")]
+    Cancelled,
+    /// The quota is used up.
+    #[error(
+        "{needed} more bytes do not fit in the store: it takes {used} of its quota of {quota} bytes, and nothing more can \
+         be evicted; raise `quota`, or unpin or forget roots and run `shoal gc`"
+    )]
+    OverQuota {
+        /// The quota in bytes.
+        quota: u64,
+        /// What packs and index take, in bytes.
+        used: u64,
+        /// What was to be added, in bytes.
+        needed: u64,
     },
     /// A base must be an absolute path.
     #[error("{} is not an absolute path", .0.display())]

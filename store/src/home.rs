@@ -86,6 +86,11 @@ impl Home {
         self.dir.join("index.redb")
     }
 
+    /// The second copy of roots and bases.
+    pub(crate) fn spare(&self) -> PathBuf {
+        self.dir.join("roots")
+    }
+
     pub(crate) fn packs(&self) -> PathBuf {
         self.dir.join("packs")
     }

@@ -15,6 +15,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
+    ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
@@ -28,7 +29,7 @@ use shoal_content::Cid;
 
 use crate::{
     BaseId, OpenError, RootRecord, Stamp, StoreError,
-    backend::{Frozen, IndexFile},
+    backend::{Frozen, IndexFile, Trouble},
     disk::Disk,
     overlay::{Key, StagedSet},
     packs::Tail,
@@ -57,12 +58,17 @@ const ROW_BYTES: [u64; 2] = [80, 75];
 /// rewrites most pages, and the old ones stay in the file as free space.
 const MAX_SLACK_BYTES: u64 = 1 << 20;
 
+/// Page cache for a check of the whole file.
+const CHECK_CACHE_BYTES: usize = 8 << 20;
+
 /// The writing side. One at a time, under the commit lock.
 #[derive(Debug)]
 pub(crate) struct Index {
     db: Database,
     path: PathBuf,
     cache_bytes: usize,
+    disk: Arc<dyn Disk>,
+    trouble: Arc<Trouble>,
     ids: IdMaker,
     /// A sync or commit failed: the file is not touched any more than it must be.
     pub(crate) frozen: bool,
@@ -111,12 +117,13 @@ fn split(rel: &str) -> (&str, &str) {
 }
 
 impl Index {
-    /// Opens the index file, or makes a new one if `create`. Never both: a missing or unreadable file is an error.
+    /// Opens the index file, or makes a new one if `create`, with these ids or new ones. Never both: a missing or unreadable file is an error.
     pub(crate) fn open(
         path: PathBuf,
         disk: Arc<dyn Disk>,
         cache_bytes: usize,
         create: bool,
+        ids: Option<IdMaker>,
     ) -> Result<(Self, Loaded), OpenError> {
         let io = |action| {
             let path = path.clone();
@@ -135,15 +142,18 @@ impl Index {
         if !create && file.metadata().map_err(io("examine"))?.len() == 0 {
             return Err(corrupt("it is empty".into()));
         }
-        let backend = IndexFile { file, path: path.clone(), disk };
+        let trouble = Arc::<Trouble>::default();
+        let backend = IndexFile { file, path: path.clone(), disk: Arc::clone(&disk), trouble: Arc::clone(&trouble) };
         // The library may panic on a file it did not write.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let db = Builder::new().set_cache_size(cache_bytes).create_with_backend(backend)?;
-            let loaded = if create { initialise(&db) } else { load(&db) }?;
+            let loaded = if create { initialise(&db, ids) } else { load(&db) }?;
             Ok::<_, redb::Error>((db, loaded))
         }));
         match opened {
-            Ok(Ok((db, Some(loaded)))) => Ok((Self { db, path, cache_bytes, ids: loaded.ids, frozen: false }, loaded)),
+            Ok(Ok((db, Some(loaded)))) => {
+                Ok((Self { db, path, cache_bytes, disk, trouble, ids: loaded.ids, frozen: false }, loaded))
+            }
             Ok(Ok((_, None))) => Err(corrupt("its tables make no sense".into())),
             Ok(Err(redb::Error::Io(error))) if error.kind() != std::io::ErrorKind::InvalidData => {
                 Err(io("open")(error))
@@ -191,7 +201,13 @@ impl Index {
                     None => drop(roots.remove(key)?),
                 }
             }
-            apply_files(&self.ids, set, &mut txn.open_table(FILES)?, &mut txn.open_table(DIRS)?)?;
+            let (mut files, mut dirs) = (txn.open_table(FILES)?, txn.open_table(DIRS)?);
+            for (ids, table) in set.gone.iter().zip([&mut files, &mut dirs]) {
+                for id in ids {
+                    table.remove(&id.0)?;
+                }
+            }
+            apply_files(&self.ids, set, &mut files, &mut dirs)?;
             apply_blocks(set, &mut txn.open_table(BLOCKS)?)?;
         }
         txn.commit()?;
@@ -203,6 +219,22 @@ impl Index {
         self.frozen = true;
         let frozen = Frozen::new(File::open(&self.path)?)?;
         self.db = Builder::new().set_cache_size(self.cache_bytes).create_with_backend(frozen)?;
+        Ok(())
+    }
+
+    /// Whether the failed commit failed for want of space alone: then [`thaw`](Self::thaw) may be tried.
+    pub(crate) fn is_only_full(&self) -> bool {
+        self.trouble.is_only_space()
+    }
+
+    /// Goes back to the file after it was [frozen](Self::freeze) for want of space.
+    pub(crate) fn thaw(&mut self) -> Result<(), redb::Error> {
+        let file = File::options().read(true).write(true).open(&self.path)?;
+        let trouble = Arc::<Trouble>::default();
+        let backend =
+            IndexFile { file, path: self.path.clone(), disk: Arc::clone(&self.disk), trouble: Arc::clone(&trouble) };
+        self.db = Builder::new().set_cache_size(self.cache_bytes).create_with_backend(backend)?;
+        (self.trouble, self.frozen) = (trouble, false);
         Ok(())
     }
 
@@ -226,6 +258,25 @@ impl Drop for Index {
         if let Err(error) = self.db.compact() {
             tracing::warn!(index = %self.path.display(), %error, "cannot compact the index; it stays as it is");
         }
+    }
+}
+
+/// Whether every page of the file is what was written. Nobody may write to it meanwhile.
+pub(crate) fn is_sound(path: &Path) -> bool {
+    let check = || {
+        let file = Frozen::new(File::open(path)?)?;
+        let mut builder = Builder::new();
+        builder.set_cache_size(CHECK_CACHE_BYTES).set_check_integrity_on_open(true);
+        builder.create_with_backend(file)?;
+        Ok::<_, redb::Error>(())
+    };
+    match catch_unwind(AssertUnwindSafe(check)) {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::warn!(index = %path.display(), %error, "the index is damaged");
+            false
+        }
+        Err(_panic) => false,
     }
 }
 
@@ -302,8 +353,8 @@ fn apply_blocks(set: &StagedSet, blocks: &mut redb::Table<'_, CidKey, Bytes>) ->
     Ok(())
 }
 
-fn initialise(db: &Database) -> Result<Option<Loaded>, redb::Error> {
-    let ids = IdMaker::fresh();
+fn initialise(db: &Database, ids: Option<IdMaker>) -> Result<Option<Loaded>, redb::Error> {
+    let ids = ids.unwrap_or_else(IdMaker::fresh);
     let mut txn = db.begin_write()?;
     txn.set_two_phase_commit(true);
     txn.open_table(BLOCKS)?;
@@ -406,6 +457,48 @@ impl Snapshot {
     fn decode_root(&self, root: Cid, bytes: &[u8]) -> Result<RootRecord, StoreError> {
         RootRecord::decode(root, bytes)
             .ok_or_else(|| index_error(&self.path, &format_args!("the record of root {root} makes no sense")))
+    }
+
+    /// Up to `n` blocks with their locations, in the order of their keys, from the one after `after` on.
+    pub(crate) fn blocks_after(&self, after: Option<&Key>, n: usize) -> Result<Vec<(Key, Vec<Loc>)>, StoreError> {
+        let err = |e: StorageError| index_error(&self.path, &e);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut found = Vec::with_capacity(n);
+        for row in self.blocks.range::<&Key>((from, Bound::Unbounded)).map_err(err)?.take(n) {
+            let (key, value) = row.map_err(err)?;
+            found.push((*key.value(), value::get_locs(value.value()).unwrap_or_default()));
+        }
+        Ok(found)
+    }
+
+    /// Up to `n` files, each with its directory, by id, from the one after `after` on.
+    pub(crate) fn files_after(&self, after: Option<FileId>, n: usize) -> Result<Vec<(FileId, FileId)>, StoreError> {
+        let err = |e: StorageError| index_error(&self.path, &e);
+        let from = after.as_ref().map_or(Bound::Unbounded, |id| Bound::Excluded(&id.0));
+        let mut found = Vec::with_capacity(n);
+        for row in self.files.range::<&[u8; 6]>((from, Bound::Unbounded)).map_err(err)?.take(n) {
+            let (id, value) = row.map_err(err)?;
+            // A row that makes no sense is of no directory.
+            let dir = value::get_file(value.value()).map_or(FileId([0; 6]), |row| row.dir);
+            found.push((FileId(*id.value()), dir));
+        }
+        Ok(found)
+    }
+
+    /// Up to `n` directories, each with its base, by id, from the one after `after` on.
+    pub(crate) fn dirs_after(
+        &self,
+        after: Option<FileId>,
+        n: usize,
+    ) -> Result<Vec<(FileId, Option<BaseId>)>, StoreError> {
+        let err = |e: StorageError| index_error(&self.path, &e);
+        let from = after.as_ref().map_or(Bound::Unbounded, |id| Bound::Excluded(&id.0));
+        let mut found = Vec::with_capacity(n);
+        for row in self.dirs.range::<&[u8; 6]>((from, Bound::Unbounded)).map_err(err)?.take(n) {
+            let (id, value) = row.map_err(err)?;
+            found.push((FileId(*id.value()), value::get_dir(value.value()).map(|(base, _)| base)));
+        }
+        Ok(found)
     }
 
     /// Rows of blocks, files and roots.

@@ -7,17 +7,22 @@
 //! This room knows neither peers nor the network, reads no clock, and never writes to a file it only refers to
 //! (`checkout` writes the destinations of fetches, and nothing else).
 //!
-//! Layout of a home's store directory: `format` (its version), `lock` (held while open), `index.redb`, `packs/`.
+//! Layout of a home's store directory: `format` (its version), `lock` (held while open), `index.redb`, `roots`
+//! (a second copy of what could not be found again), `packs/`; `scrub` while one is under way.
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a failed unwrap is how a test fails
 
 mod backend;
 mod buffers;
+mod cache;
 mod checkout;
 mod commit;
 mod damage;
 mod disk;
 mod error;
+mod failpoint;
+mod gc;
 mod handles;
+mod hold;
 mod home;
 mod import;
 mod index;
@@ -26,19 +31,27 @@ mod locks;
 mod overlay;
 mod pack;
 mod packs;
+mod quota;
 mod read;
+mod rebuild;
 mod root;
 mod runs;
+mod scrub;
+mod spare;
 mod stage;
 mod store;
 mod types;
 mod value;
 
+pub use cache::S3Fifo;
 pub use checkout::*;
 pub use error::{ManifestError, OpenError, ReadError, StoreError};
+pub use gc::{Collect, Collected, Space};
+pub use hold::Hold;
 pub use import::*;
 pub use root::{RootKind, RootRecord};
 pub use runs::Run;
+pub use scrub::{Scrub, Scrubbed};
 pub use store::Store;
 pub use types::{BaseId, Damage, DamageKind, MAX_BLOCK_BYTES, MAX_STAGED_BYTES, Options, Stamp, Stats};
 

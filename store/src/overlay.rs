@@ -4,7 +4,7 @@
 //! newer first. No IO happens here, so its lock is only ever held for moments.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     path::Path,
     sync::Arc,
 };
@@ -47,6 +47,8 @@ pub(crate) struct StagedBlock {
 pub(crate) struct StagedSet {
     pub(crate) blocks: HashMap<Key, StagedBlock>,
     pub(crate) files: HashMap<FileId, StagedFile>,
+    /// Rows of files and of directories that nothing refers to any more. They go before `files` come.
+    pub(crate) gone: [HashSet<FileId>; 2],
     /// `None`: removed.
     pub(crate) bases: BTreeMap<BaseId, Option<Arc<Path>>>,
     /// `None`: removed.
@@ -57,7 +59,11 @@ pub(crate) struct StagedSet {
 
 impl StagedSet {
     pub(crate) fn is_empty(&self) -> bool {
-        self.blocks.is_empty() && self.files.is_empty() && self.bases.is_empty() && self.roots.is_empty()
+        self.blocks.is_empty()
+            && self.files.is_empty()
+            && self.gone.iter().all(HashSet::is_empty)
+            && self.bases.is_empty()
+            && self.roots.is_empty()
     }
 
     /// Estimated memory in bytes.
@@ -77,7 +83,7 @@ impl StagedSet {
         }
     }
 
-    fn remove(&mut self, key: Key, loc: Loc) {
+    pub(crate) fn remove(&mut self, key: Key, loc: Loc) {
         let block = self.blocks.entry(key).or_insert_with(|| {
             self.bytes += BLOCK_COST;
             StagedBlock::default()
@@ -96,6 +102,12 @@ impl StagedSet {
         *staged = StagedFile { dirty: staged.dirty || dirty, ..file };
     }
 
+    /// Drops the row of a file (0) or of a directory (1).
+    pub(crate) fn drop_row(&mut self, table: usize, id: FileId) {
+        self.bytes += 16;
+        self.gone[table].insert(id);
+    }
+
     pub(crate) fn put_root(&mut self, key: Key, record: Option<RootRecord>) {
         self.bytes += ROOT_COST;
         self.roots.insert(key, record);
@@ -107,11 +119,14 @@ impl StagedSet {
     }
 
     /// Lays `newer` over this set, as if it had been staged here.
-    fn extend(&mut self, newer: StagedSet) {
+    pub(crate) fn extend(&mut self, newer: StagedSet) {
         self.bytes += newer.bytes;
         for (key, block) in newer.blocks {
             block.removes.into_iter().for_each(|loc| self.remove(key, loc));
             block.adds.into_iter().rev().for_each(|loc| self.add(key, loc));
+        }
+        for (gone, newer) in self.gone.iter_mut().zip(newer.gone) {
+            gone.extend(newer);
         }
         newer.files.into_iter().for_each(|(id, file)| self.put_file(id, file));
         self.bases.extend(newer.bases);
@@ -145,6 +160,11 @@ impl Overlay {
     /// The newer set first.
     pub(crate) fn sets(&self) -> impl Iterator<Item = &StagedSet> {
         std::iter::once(&self.current).chain(self.committing.as_deref())
+    }
+
+    /// Takes back what was dropped and is not durable yet.
+    pub(crate) fn forget_removals(&mut self) {
+        self.current.blocks.values_mut().for_each(|block| block.removes.clear());
     }
 
     /// Drops a location that turned out to be bad.

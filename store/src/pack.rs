@@ -77,6 +77,50 @@ pub(crate) fn scan(file: &File, from: u64, mut each: impl FnMut(Cid, u64, u32)) 
     }
 }
 
+/// [`scan`] of a pack that may be damaged anywhere: what makes no sense is passed over, up to the next record that does.
+pub(crate) fn scan_damaged(file: &File, mut each: impl FnMut(Cid, u64, u32)) -> io::Result<()> {
+    let len = file.metadata()?.len();
+    let (mut at, mut payload) = (FILE_HEADER, Vec::new());
+    while at + RECORD_HEADER as u64 <= len {
+        let mut header = [0; RECORD_HEADER];
+        read_exact_at(file, &mut header, at)?;
+        let start = at + RECORD_HEADER as u64;
+        let Some((cid, block)) = get_record_header(&header) else {
+            at = next_magic(file, at + 1, len)?;
+            continue;
+        };
+        payload.resize(block as usize, 0);
+        if !read_whole(file, &mut payload, start)? {
+            // Cut off, or the length is that of a record inside a block.
+            at = next_magic(file, at + 1, len)?;
+        } else if cid.verify(&payload) {
+            each(cid, start, block);
+            at = start + u64::from(block);
+        } else {
+            at = next_magic(file, start, len)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the next thing that looks like a record begins; the end of the file if nothing does.
+fn next_magic(file: &File, from: u64, len: u64) -> io::Result<u64> {
+    const WINDOW: usize = 64 << 10;
+    let (mut at, mut window) = (from, Vec::new());
+    while at < len {
+        window.resize(usize::try_from(len - at).unwrap_or(WINDOW).min(WINDOW), 0);
+        read_exact_at(file, &mut window, at)?;
+        if let Some(found) = window.windows(RECORD_MAGIC.len()).position(|bytes| bytes == RECORD_MAGIC) {
+            return Ok(at + found as u64);
+        }
+        if window.len() < WINDOW {
+            return Ok(len);
+        }
+        at += (WINDOW - RECORD_MAGIC.len() + 1) as u64;
+    }
+    Ok(len)
+}
+
 /// False if the file ends before `buf` is full.
 fn read_whole(file: &File, buf: &mut [u8], offset: u64) -> io::Result<bool> {
     match read_exact_at(file, buf, offset) {
@@ -147,6 +191,25 @@ mod tests {
             for (cid, at, len) in found {
                 prop_assert!(cid.verify(&bytes[at as usize..at as usize + len as usize]));
             }
+        }
+
+        /// With one bit flipped anywhere, all records but the one that was hit are found.
+        #[test]
+        fn damage_costs_the_record_that_it_hits(
+            blocks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..200), 1..8),
+            bit in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = pack_of(&blocks);
+            let bit = bit.index(8 * bytes.len());
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&bytes).unwrap();
+            let mut found = 0;
+            scan_damaged(&file, |cid, at, len| {
+                assert!(cid.verify(&bytes[at as usize..at as usize + len as usize]));
+                found += 1;
+            }).unwrap();
+            prop_assert!(found + 1 >= blocks.len(), "{found} of {}", blocks.len());
         }
 
         #[test]

@@ -13,7 +13,8 @@ use shoal_content::Cid;
 
 use crate::{
     OpenError, StoreError,
-    disk::Disk,
+    disk::{Disk, Op},
+    failpoint,
     locks::lock,
     pack::{self, FILE_HEADER, RECORD_HEADER},
     value::{Loc, Place},
@@ -147,6 +148,7 @@ impl Packs {
         self.disk
             .write_at(&file, &path, &writer.record, writer.tail.len)
             .map_err(|e| io_error("write to", &path, e))?;
+        failpoint::pass("pack-appended");
         let written = writer.record.len() as u64;
         writer.tail.len += written;
         writer.bytes += written;
@@ -179,6 +181,38 @@ impl Packs {
         Ok(())
     }
 
+    /// Where the next record goes.
+    pub(crate) fn tail(&self) -> Tail {
+        lock(&self.writer).tail
+    }
+
+    /// Begins the next pack, if anything is in this one.
+    pub(crate) fn roll(&self) {
+        let mut writer = lock(&self.writer);
+        if writer.tail.len > 0 {
+            writer.tail = Tail { pack: writer.tail.pack.saturating_add(1), len: 0 };
+            writer.active = None;
+        }
+    }
+
+    /// The packs with their lengths, but for those from the one that is appended to on.
+    pub(crate) fn closed(&self) -> io::Result<Vec<(u32, u64)>> {
+        let tail = self.tail();
+        let packs = list(&self.dir)?.into_iter().filter(|(id, _)| *id < tail.pack);
+        packs.map(|(id, path)| Ok((id, fs::metadata(path)?.len()))).collect()
+    }
+
+    /// Removes a pack that nothing refers to any more.
+    pub(crate) fn remove(&self, id: u32, len: u64) -> io::Result<()> {
+        let path = self.path(id);
+        self.disk.run(&Op::Remove, &path, &mut || fs::remove_file(&path))?;
+        let mut writer = lock(&self.writer);
+        writer.unsynced.packs.remove(&id);
+        writer.count = writer.count.saturating_sub(1);
+        writer.bytes = writer.bytes.saturating_sub(len);
+        Ok(())
+    }
+
     /// The file of a pack.
     pub(crate) fn path(&self, id: u32) -> PathBuf {
         pack_path(&self.dir, id)
@@ -189,6 +223,11 @@ impl Packs {
         let writer = lock(&self.writer);
         (writer.count, writer.bytes)
     }
+}
+
+/// Whether the disk, or the user's share of it, is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn pack_path(dir: &Path, id: u32) -> PathBuf {
@@ -209,5 +248,8 @@ pub(crate) fn list(dir: &Path) -> io::Result<BTreeMap<u32, PathBuf>> {
 }
 
 pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+    if is_full(&source) {
+        return StoreError::Full { action, path: path.to_owned() };
+    }
     StoreError::Io { action, path: path.to_owned(), source: Arc::new(source) }
 }

@@ -12,6 +12,7 @@ use crate::{
     disk::{open_foreign, read_exact_at},
     inner::{Inner, join},
     locks::{lock, write},
+    packs::io_error,
     value::{Loc, Place},
 };
 
@@ -24,6 +25,14 @@ pub(crate) enum Failure {
     /// It may be readable another time.
     Io(PathBuf, io::Error),
     Store(StoreError),
+}
+
+/// One copy of a block.
+pub(crate) enum Taken {
+    /// Its bytes.
+    Block(Buffer),
+    /// It is not there any more.
+    Bad,
 }
 
 /// Somewhere to read a block into.
@@ -69,14 +78,20 @@ impl Inner {
             return Ok(());
         }
         let mut worst = ReadError::Missing(*cid);
-        for loc in self.locate(cid)? {
+        let mut locs = self.locate(cid)?;
+        let mut at = 0;
+        while let Some(&loc) = locs.get(at) {
+            at += 1;
             match self.fill(&loc, room.room(loc.len as usize), |bytes| cid.verify(bytes)) {
                 Ok(()) => return Ok(()),
+                // The collector may have moved it while it was read.
+                Err(Failure::Bad(..)) if !self.locate(cid)?.contains(&loc) => {
+                    let known = locs.len();
+                    let new: Vec<Loc> = self.locate(cid)?.into_iter().filter(|l| !locs[..known].contains(l)).collect();
+                    locs.extend(new);
+                }
                 Err(Failure::Bad(kind, path)) => {
-                    let in_pack = matches!(loc.place, Place::Pack(_));
-                    let damage = Damage { path, in_pack, kind, cid: *cid, offset: loc.offset, blocks: 1 };
-                    self.report(&damage);
-                    self.drop_location(cid, loc);
+                    let damage = self.bad(cid, loc, kind, path);
                     if !matches!(worst, ReadError::Io { .. }) {
                         worst = ReadError::Damaged { cid: *cid, at: Box::new(damage) };
                     }
@@ -89,6 +104,33 @@ impl Inner {
             }
         }
         Err(worst)
+    }
+
+    /// A location turned out to be bad: it leaves the index and is reported.
+    fn bad(&self, cid: &Cid, loc: Loc, kind: DamageKind, path: PathBuf) -> Damage {
+        let in_pack = matches!(loc.place, Place::Pack(_));
+        let damage = Damage { path, in_pack, kind, cid: *cid, offset: loc.offset, blocks: 1 };
+        self.report(&damage);
+        self.drop_location(cid, loc);
+        damage
+    }
+
+    /// Reads this very copy of a block. One that is bad leaves the index and is reported.
+    pub(crate) fn take(&self, cid: &Cid, loc: &Loc) -> Result<Taken, StoreError> {
+        let mut buffer = self.pool.take(loc.len as usize);
+        match self.fill(loc, buffer.as_mut(), |bytes| cid.verify(bytes)) {
+            Ok(()) => Ok(Taken::Block(buffer)),
+            Err(Failure::Bad(kind, path)) => {
+                self.bad(cid, *loc, kind, path);
+                Ok(Taken::Bad)
+            }
+            Err(Failure::Forgotten) => {
+                self.drop_location(cid, *loc);
+                Ok(Taken::Bad)
+            }
+            Err(Failure::Io(path, error)) => Err(io_error("read", &path, error)),
+            Err(Failure::Store(error)) => Err(error),
+        }
     }
 
     /// Whether this very copy of the block is good.

@@ -15,6 +15,9 @@ pub enum RootKind {
     Shared,
     /// Fetched from peers.
     Fetched,
+    /// Fetched from peers into the store itself, to serve it to others. Unless it is pinned, it goes when the quota wants
+    /// its space.
+    Cached,
 }
 
 /// What the store remembers about one root.
@@ -46,6 +49,10 @@ pub struct RootRecord {
     pub selection: Option<Vec<String>>,
     /// What takes an unfinished fetch up again: the caller's own text, opaque here.
     pub resume: Option<String>,
+    /// When it is to be forgotten, in seconds since the Unix epoch.
+    pub expires_unix: Option<u64>,
+    /// When the pin falls, in seconds since the Unix epoch; `None` for one that does not.
+    pub pinned_until_unix: Option<u64>,
 }
 
 /// First byte of every encoded record; another one means another shape.
@@ -68,6 +75,10 @@ struct V1 {
     selection: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     resume: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_unix: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pinned_until_unix: Option<u64>,
 }
 
 /// A path as text where it is text, else as its bytes.
@@ -96,6 +107,8 @@ impl RootRecord {
             created_unix: self.created_unix,
             selection: self.selection.clone(),
             resume: self.resume.clone(),
+            expires_unix: self.expires_unix,
+            pinned_until_unix: self.pinned_until_unix,
         };
         let mut out = vec![VERSION];
         // Strings and numbers into memory: there is nothing that could fail.
@@ -126,6 +139,8 @@ impl RootRecord {
             created_unix: v1.created_unix,
             selection: v1.selection,
             resume: v1.resume,
+            expires_unix: v1.expires_unix,
+            pinned_until_unix: v1.pinned_until_unix,
         })
     }
 }
@@ -166,6 +181,8 @@ mod tests {
                 created_unix: 1,
                 selection: Some(vec!["a/b".into()]),
                 resume: Some("again".into()),
+                expires_unix: Some(2),
+                pinned_until_unix: Some(3),
             };
             let bytes = record.encode();
             assert_eq!(RootRecord::decode(root, &bytes), Some(record));

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use shoal_content::Cid;
 
 use crate::{
-    BaseId, MAX_BLOCK_BYTES, RootRecord, Stamp, StoreError,
+    BaseId, MAX_BLOCK_BYTES, RootKind, RootRecord, Stamp, StoreError,
     inner::Inner,
     locks::{lock, read, write},
     overlay::{Key, StagedFile},
@@ -18,13 +18,21 @@ impl Inner {
         self.writable()?;
         check_len(bytes.len() as u64)?;
         debug_assert!(cid.verify(bytes), "put a block under a name that is not its own");
+        let under_way = read(&self.puts);
+        // Before it is looked for: what is found then stays.
+        lock(&self.held).found_block(&cid.key());
         // A copy in a pack is as good as a new one, if it is still good. A reference is not: the user may change it.
         let known = self.locate(cid)?;
         if known.iter().any(|loc| matches!(loc.place, Place::Pack(_)) && self.holds(cid, loc)) {
             return Ok(());
         }
+        let (used, needed) = (self.used_bytes(), bytes.len() as u64);
+        if used.saturating_add(needed) > self.quota.limit() {
+            return Err(StoreError::OverQuota { quota: self.quota.limit(), used, needed });
+        }
         let loc = self.packs.append(cid, bytes)?;
         write(&self.overlay).current.add(cid.key(), loc);
+        drop(under_way);
         self.commit_if_full()
     }
 
@@ -37,6 +45,7 @@ impl Inner {
         dirty: bool,
     ) -> Result<(), StoreError> {
         self.writable()?;
+        lock(&self.held).found_base(base);
         if self.base_path(base).is_none() {
             return Err(StoreError::UnknownBase(base));
         }
@@ -61,14 +70,23 @@ impl Inner {
         }
     }
 
-    pub(crate) fn add_base(&self, path: &Path) -> Result<BaseId, StoreError> {
+    /// Names a path; the base stays as long as `hold`, if there is one.
+    pub(crate) fn add_base(&self, path: &Path, hold: Option<u64>) -> Result<BaseId, StoreError> {
         self.writable()?;
         check_absolute(path)?;
+        let mut held = lock(&self.held);
         let mut bases = write(&self.bases);
         if let Some(id) = bases.by_path.get(path) {
+            held.found_base(*id);
+            if let Some(hold) = hold {
+                held.hold_base(hold, *id);
+            }
             return Ok(*id);
         }
         let id = BaseId(bases.next);
+        if let Some(hold) = hold {
+            held.hold_base(hold, id);
+        }
         bases.next += 1;
         let path: Arc<Path> = path.into();
         bases.paths.insert(id, Arc::clone(&path));
@@ -116,6 +134,8 @@ impl Inner {
         self.writable()?;
         let _one_at_a_time = lock(&self.roots);
         let Some(record) = change(self.root(&root)?) else { return Ok(false) };
+        let cached = record.as_ref().filter(|record| record.kind == RootKind::Cached);
+        self.quota.note(root, cached.map(|record| record.bytes));
         write(&self.overlay).current.put_root(root.key(), record);
         Ok(true)
     }

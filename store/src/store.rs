@@ -9,10 +9,12 @@ use bytes::Bytes;
 use shoal_content::{Cid, Manifest, Walk, WalkLimits};
 
 use crate::{
-    BaseId, Damage, ManifestError, OpenError, Options, ReadError, RootRecord, Stamp, Stats, StoreError,
+    BaseId, Collect, Collected, Damage, Hold, ManifestError, OpenError, Options, ReadError, RootRecord, Scrub,
+    Scrubbed, Space, Stamp, Stats, StoreError,
     disk::{Disk, RealDisk},
     inner::Inner,
     locks::lock,
+    quota::Room,
 };
 
 /// An open store. Cloning is cheap and gives another handle to the same store; it closes when the last one is dropped.
@@ -43,6 +45,12 @@ impl Store {
     /// What changes of files go through.
     pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
         &self.inner.disk
+    }
+
+    /// A sync of something else than the store's own files failed. From here on nothing is promised, unless the file
+    /// could not even be opened.
+    pub(crate) fn sync_failed(&self, path: &Path, source: std::io::Error) -> StoreError {
+        self.inner.sync_failed(path.to_owned(), source)
     }
 
     /// The directory the store lives in.
@@ -91,7 +99,7 @@ impl Store {
     /// Names an absolute path (a file or a directory, any bytes) for references to hang off. The same path gives the
     /// same id. Durable with the next commit.
     pub fn add_base(&self, path: &Path) -> Result<BaseId, StoreError> {
-        self.inner.add_base(path)
+        self.inner.add_base(path, None)
     }
 
     /// Says that everything below a base is now at another absolute path. Durable with the next commit.
@@ -149,6 +157,17 @@ impl Store {
         self.inner.commit()
     }
 
+    /// Records what `record` makes of a root's earlier record, in one step with reading that; `None` leaves it. Durable on
+    /// return, with everything staged before.
+    pub(crate) fn put_root_after(
+        &self,
+        root: Cid,
+        record: impl FnOnce(Option<RootRecord>) -> Option<RootRecord>,
+    ) -> Result<(), StoreError> {
+        self.inner.stage_root(root, |earlier| record(earlier).map(Some))?;
+        self.inner.commit()
+    }
+
     /// The record of a root.
     pub fn root(&self, root: &Cid) -> Result<Option<RootRecord>, StoreError> {
         self.inner.root(root)
@@ -159,8 +178,7 @@ impl Store {
         self.inner.roots()
     }
 
-    /// Forgets a root; false if there was none. Its blocks stay until the garbage collector, which comes later.
-    /// Durable on return.
+    /// Forgets a root; false if there was none. Its blocks stay until [`collect`](Self::collect). Durable on return.
     pub fn remove_root(&self, root: &Cid) -> Result<bool, StoreError> {
         let there = self.inner.stage_root(*root, |found| found.map(|_| None))?;
         self.inner.commit().map(|()| there)
@@ -205,6 +223,56 @@ impl Store {
     /// oldest entry is dropped.
     pub fn take_damage(&self) -> Vec<Damage> {
         lock(&self.inner.damage).take()
+    }
+
+    /// Keeps the garbage collector away from what an operation relies on before its root has a record.
+    pub fn hold(&self) -> Hold {
+        Hold::new(&self.inner)
+    }
+
+    /// Notes that somebody wanted a root: cached content that is wanted stays longer.
+    pub fn touch(&self, root: &Cid) {
+        self.inner.quota.touch(root);
+    }
+
+    /// Collects garbage: forgets what has expired, evicts cached content if the quota wants its space, takes what no
+    /// root reaches out of the index and gives its space back. Others go on meanwhile, and are never kept waiting for
+    /// more than one small commit. One collection at a time; a second one waits for the first.
+    ///
+    /// Blocks that are not below a root, and were not put under a [`hold`](Self::hold), are garbage.
+    pub fn collect(&self, options: &Collect) -> Result<Collected, StoreError> {
+        self.inner.collect(options)
+    }
+
+    /// Checks every page of the index; one that is damaged is made anew, from the packs, the second copy of the roots and
+    /// their trees. True if it was. Commits wait meanwhile, reads do not.
+    pub fn check_index(&self) -> Result<bool, StoreError> {
+        self.inner.check_index()
+    }
+
+    /// Looks for what rotted: the index, every copy of every block, the completeness of every root. `progress` is called
+    /// after every copy, from this thread, and may wait as long as it likes.
+    pub fn scrub(&self, options: &Scrub, progress: &mut dyn FnMut(&Scrubbed)) -> Result<Scrubbed, StoreError> {
+        self.inner.scrub(options, progress)
+    }
+
+    /// Why the index was found damaged, and made anew, when the store was opened.
+    pub fn rebuilt(&self) -> Option<&str> {
+        self.inner.rebuilt.as_deref()
+    }
+
+    /// Where the space goes. Walks all roots and the index: about a second for a million blocks.
+    pub fn space(&self) -> Result<Space, StoreError> {
+        self.inner.space()
+    }
+
+    /// Bytes of packs and index, and how many of the quota cached content may fill. Costs nothing.
+    pub fn fill(&self) -> (u64, u64) {
+        (self.inner.used_bytes(), self.inner.quota.for_cached())
+    }
+
+    pub(crate) fn make_room(&self, root: Cid, bytes: u64, now_unix: u64) -> Result<Option<Room>, StoreError> {
+        Room::make(&self.inner, root, bytes, now_unix)
     }
 
     /// Why the store is read-only, if it is.

@@ -83,6 +83,8 @@ fn record(root: Cid) -> RootRecord {
         created_unix: 1_700_000_000,
         selection: None,
         resume: None,
+        expires_unix: None,
+        pinned_until_unix: None,
     }
 }
 
@@ -317,6 +319,10 @@ fn what_is_not_understood_is_not_touched() {
     fs::write(&format, "1\n").unwrap();
     let index = fixture.home().join("index.redb");
     let good = fs::read(&index).unwrap();
+    // Without its second half it cannot be made anew.
+    let roots = fixture.home().join("roots");
+    let second = fs::read(&roots).unwrap();
+    fs::remove_file(&roots).unwrap();
     for bad in [&b""[..], b"short", &[0; 4096], &good[..good.len() / 2]] {
         fs::write(&index, bad).unwrap();
         let error = fixture.try_open().unwrap_err();
@@ -326,6 +332,8 @@ fn what_is_not_understood_is_not_touched() {
     fs::remove_file(&index).unwrap();
     assert!(matches!(fixture.try_open(), Err(OpenError::Corrupt { .. })));
     assert!(!index.exists(), "never recreated silently");
+    fs::write(&roots, &second).unwrap();
+    assert!(fixture.open().rebuilt().is_some_and(|why| why.contains("missing")));
     fs::write(&index, &good).unwrap();
     fixture.open();
 }
@@ -428,6 +436,45 @@ fn after_a_failed_sync_nothing_is_promised_and_reads_go_on() {
         assert_eq!(store.roots().unwrap().len(), 1);
         store.put(&raw(&new), &new).unwrap();
         store.commit().unwrap();
+    }
+}
+
+/// Whatever finds no space: nothing is promised, everything can be read, and it goes on when there is space again.
+#[test]
+fn a_full_disk_is_waited_out() {
+    for suffix in [".pack", "index.redb", ""] {
+        let fixture = Fixture::new();
+        let store = fixture.open();
+        let (old, new, late) = (block(1, 100), block(2, 100), block(3, 100));
+        store.put(&raw(&old), &old).unwrap();
+        store.put_root(record(raw(&old))).unwrap();
+        if suffix == "index.redb" {
+            store.put(&raw(&new), &new).unwrap();
+        }
+        let (_, cids) = fixture.share(&store, "file", 3);
+        fixture.disk.fill(suffix);
+        for _ in 0..3 {
+            let error = match suffix {
+                ".pack" => store.put(&raw(&new), &new).unwrap_err(),
+                _ => store.put_root(record(raw(&new))).unwrap_err(),
+            };
+            assert!(matches!(error, StoreError::Full { .. }), "{suffix}: {error}");
+            assert!(error.to_string().contains("free some space"), "{error}");
+            assert_eq!(store.read(&raw(&old)).unwrap(), old, "{suffix}");
+            assert!(cids.iter().all(|cid| store.read(cid).is_ok()), "{suffix}");
+            assert!(store.read_only_reason().is_none());
+        }
+        fixture.disk.heal();
+        store.put(&raw(&new), &new).unwrap();
+        store.put(&raw(&late), &late).unwrap();
+        store.put_root(record(raw(&late))).unwrap();
+        drop(store);
+        let store = fixture.open();
+        for block in [&old, &new, &late] {
+            assert_eq!(store.read(&raw(block)).unwrap(), *block, "{suffix}");
+        }
+        assert!(cids.iter().all(|cid| store.read(cid).is_ok()), "{suffix}");
+        assert!(store.root(&raw(&late)).unwrap().is_some());
     }
 }
 

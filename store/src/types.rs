@@ -20,11 +20,14 @@ pub struct Options {
     pub cache_bytes: usize,
     /// A pack is closed and the next one begun when it would grow past this many bytes. Default 1 GiB.
     pub pack_bytes: u64,
+    /// The most that packs and index may take, in bytes. Default 64 GiB. The files that references point to are the
+    /// user's and do not count.
+    pub quota_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 16 << 20, pack_bytes: 1 << 30 }
+        Self { cache_bytes: 16 << 20, pack_bytes: 1 << 30, quota_bytes: 64 << 30 }
     }
 }
 

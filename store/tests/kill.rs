@@ -60,6 +60,8 @@ fn record(n: u64) -> RootRecord {
         created_unix: n,
         selection: None,
         resume: None,
+        expires_unix: None,
+        pinned_until_unix: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64, AtomicUsize},
@@ -11,7 +11,7 @@ use std::{
 };
 
 use cap_std::fs::Dir;
-use shoal_content::{Cid, EntryKind, Manifest, RelPath, Source, case_clashes};
+use shoal_content::{Cid, EntryKind, Manifest, RelPath, Selection, Source, case_clashes};
 
 use super::{
     Amount, Checkout, CheckoutError, CheckoutOptions, UNFINISHED,
@@ -20,7 +20,7 @@ use super::{
     target::{self, Plan, Target},
     verify::{Check, Found},
 };
-use crate::{RootKind, RootRecord, Stamp, Store};
+use crate::{Hold, ReadError, RootKind, RootRecord, Stamp, Store};
 
 /// See [`Checkout::begin`].
 pub(super) fn begin(
@@ -33,23 +33,22 @@ pub(super) fn begin(
 ) -> Result<Checkout, CheckoutError> {
     let selection = manifest.select(paths)?;
     let plans = target::plan(&manifest, paths, name)?;
-    let (parent, dir) = target::open_parent(dir, &**store.disk())?;
+    let (parent, dir) = target::open_parent(dir, store)?;
     refuse_case_clashes(&manifest, &plans, &parent, &dir)?;
 
+    let hold = store.hold();
     let found = Found::new(&manifest);
     let mut targets = Vec::with_capacity(plans.len());
     for plan in plans {
         let parent = Parent { dir: &parent, path: &dir, disk: store.disk() };
-        targets.push(open_target(store, &manifest, parent, plan, &options, &found)?);
+        targets.push(open_target(store, &hold, &manifest, parent, plan, &options, &found)?);
     }
-    let wanted = Bits::new(manifest.leaves().len());
-    let mut wanted_bytes = 0;
-    for &leaf in &selection.leaves {
-        wanted.add(leaf);
-        wanted_bytes += manifest.leaves().get(leaf as usize).map_or(0, |leaf| u64::from(leaf.len));
-    }
+    let (wanted, wanted_bytes) = wanted(&manifest, &selection);
     let mut checkout = Checkout {
         store: store.clone(),
+        _hold: hold,
+        room: None,
+        repairs: false,
         have: Bits::new(manifest.leaves().len()),
         have_leaves: AtomicUsize::new(0),
         have_bytes: AtomicU64::new(0),
@@ -83,9 +82,122 @@ pub(super) fn begin(
     Ok(checkout)
 }
 
+/// See [`Checkout::begin_cached`].
+pub(super) fn begin_cached(
+    store: &Store,
+    manifest: Arc<Manifest>,
+    paths: &[RelPath],
+    name: &str,
+    options: CheckoutOptions,
+) -> Result<Checkout, CheckoutError> {
+    let selection = manifest.select(paths)?;
+    let (_, wanted_bytes) = wanted(&manifest, &selection);
+    let dir = store.dir().to_owned();
+    let parent = Dir::open_ambient_dir(&dir, cap_std::ambient_authority()).map_err(|source| CheckoutError::Io {
+        action: "open",
+        path: dir.clone(),
+        source,
+    })?;
+    let Some(room) = store.make_room(manifest.root(), wanted_bytes, options.created_unix)? else {
+        return Err(CheckoutError::Busy { path: dir });
+    };
+    if let Some((free, size)) = disk_space(&parent).filter(|(free, size)| free - size / LAST_PART < wanted_bytes) {
+        let free = free.saturating_sub(size / LAST_PART);
+        return Err(CheckoutError::NoSpace { path: dir, needed: wanted_bytes, free });
+    }
+    let parts = (dir, parent, name.to_owned());
+    let checkout = Checkout { room: Some(room), ..in_store(store, manifest, paths, selection, options, parts) };
+    record(&checkout, false)?;
+    Ok(checkout)
+}
+
+/// See [`Checkout::begin_repair`].
+pub(super) fn begin_repair(
+    store: &Store,
+    manifest: Arc<Manifest>,
+    paths: &[RelPath],
+    options: CheckoutOptions,
+) -> Result<Checkout, CheckoutError> {
+    let selection = manifest.select(paths)?;
+    let dir = store.dir().to_owned();
+    let parent = Dir::open_ambient_dir(&dir, cap_std::ambient_authority()).map_err(|source| CheckoutError::Io {
+        action: "open",
+        path: dir.clone(),
+        source,
+    })?;
+    let parts = (dir, parent, String::new());
+    let checkout = Checkout { repairs: true, ..in_store(store, manifest, paths, selection, options, parts) };
+    let known = checkout.manifest.leaves();
+    let check = |buf: &mut Vec<u8>, range: std::ops::Range<usize>| {
+        for &leaf in &checkout.wanted()[range] {
+            match known.get(leaf as usize).map(|known| store.read_into(&known.cid, buf)) {
+                Some(Err(ReadError::Store(error))) => return Err(error.into()),
+                Some(Ok(())) => drop(checkout.mark(leaf)),
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    let threads = crate::import::threads(checkout.options.threads);
+    super::verify::parallel(threads, checkout.wanted().len(), CHECK_BATCH, &checkout.options.cancel, check)?;
+    let resumed = checkout.have_amount();
+    Ok(Checkout { resumed, ..checkout })
+}
+
+/// Leaves that a thread checks at once.
+const CHECK_BATCH: usize = 64;
+
+/// A checkout into the store.
+fn in_store(
+    store: &Store,
+    manifest: Arc<Manifest>,
+    paths: &[RelPath],
+    selection: Selection,
+    options: CheckoutOptions,
+    (dir, parent, name): (PathBuf, Dir, String),
+) -> Checkout {
+    let (wanted, wanted_bytes) = wanted(&manifest, &selection);
+    Checkout {
+        store: store.clone(),
+        _hold: store.hold(),
+        room: None,
+        repairs: false,
+        have: Bits::new(manifest.leaves().len()),
+        have_leaves: AtomicUsize::new(0),
+        have_bytes: AtomicU64::new(0),
+        manifest,
+        paths: paths.to_vec(),
+        selection,
+        options,
+        dir,
+        parent,
+        name,
+        unfinished: Vec::new(),
+        targets: Vec::new(),
+        wanted,
+        wanted_bytes,
+        resumed: Amount::default(),
+        finished: RwLock::new(None),
+    }
+}
+
+/// Cached content leaves one part in so many of a disk free.
+const LAST_PART: u64 = 20;
+
+/// The leaves that a selection needs, and their bytes.
+fn wanted(manifest: &Manifest, selection: &Selection) -> (Bits, u64) {
+    let (wanted, mut bytes) = (Bits::new(manifest.leaves().len()), 0);
+    for &leaf in &selection.leaves {
+        wanted.add(leaf);
+        bytes += manifest.leaves().get(leaf as usize).map_or(0, |leaf| u64::from(leaf.len));
+    }
+    (wanted, bytes)
+}
+
 /// Opens one target: its destination if that is there, its partial if that is, a new partial else.
 fn open_target(
     store: &Store,
+    hold: &Hold,
     manifest: &Manifest,
     parent: Parent<'_>,
     plan: Plan,
@@ -98,7 +210,7 @@ fn open_target(
         let Some((ground, matches)) = identical(manifest, &plan, parent, options)? else {
             return Err(CheckoutError::Exists { path: dest });
         };
-        let base = store.add_base(&dest)?;
+        let base = hold.add_base(&dest)?;
         for (entry, stamp, refs) in matches {
             store.stage_file(base, plan.rel(manifest, entry), stamp, &refs, false)?;
         }
@@ -115,7 +227,7 @@ fn open_target(
     if !opened.ground.lock() {
         return Err(CheckoutError::Busy { path: at });
     }
-    let base = store.add_base(&at)?;
+    let base = hold.add_base(&at)?;
     let target = Target { plan, dest, at, part, base, ground: opened.ground, done: false, resumed: opened.existed };
     if target.resumed {
         Check {
@@ -287,11 +399,17 @@ fn check_space(checkout: &Checkout, in_place: u64) -> Result<(), CheckoutError> 
 
 /// Bytes that this user may still write where `dir` is; `None` where the file system does not say.
 pub(super) fn free_bytes(dir: &Dir) -> Option<u64> {
+    disk_space(dir).map(|(free, _)| free)
+}
+
+/// The same, and the size of the disk.
+fn disk_space(dir: &Dir) -> Option<(u64, u64)> {
     #[cfg(unix)]
     {
         let stat = rustix::fs::fstatvfs(dir).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
         // A tmpfs without a limit reports no blocks at all.
-        (stat.f_blocks > 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize))
+        (stat.f_blocks > 0).then(|| (bytes(stat.f_bavail), bytes(stat.f_blocks)))
     }
     #[cfg(not(unix))]
     {
@@ -332,12 +450,25 @@ fn write_inline(checkout: &Checkout) -> Result<(), CheckoutError> {
 /// whole is not called incomplete because it is fetched to another place as well.
 pub(super) fn record(checkout: &Checkout, complete: bool) -> Result<(), CheckoutError> {
     let root = checkout.manifest.root();
-    let earlier = checkout.store.root(&root)?;
+    checkout.store.put_root_after(root, |earlier| make_record(checkout, complete, earlier))?;
+    Ok(())
+}
+
+/// See [`record`]. `None`: the earlier one stays.
+fn make_record(checkout: &Checkout, complete: bool, earlier: Option<RootRecord>) -> Option<RootRecord> {
+    let root = checkout.manifest.root();
     if let Some(earlier) = &earlier {
         let whole = earlier.complete && earlier.selection.is_none();
-        let superseded = complete && checkout.paths.is_empty() && earlier.kind == RootKind::Fetched;
+        let in_store = checkout.room.is_some();
+        let superseded = complete
+            && checkout.paths.is_empty()
+            && match earlier.kind {
+                RootKind::Shared => false,
+                RootKind::Fetched => !in_store,
+                RootKind::Cached => true,
+            };
         if whole && !superseded {
-            return Ok(checkout.store.commit()?);
+            return None;
         }
     }
     let one = match &*checkout.targets {
@@ -345,22 +476,32 @@ pub(super) fn record(checkout: &Checkout, complete: bool) -> Result<(), Checkout
         _ => None,
     };
     let selected = checkout.targets.iter().flat_map(|target| target.plan.first..target.plan.end);
-    let files = selected.filter(|&entry| matches!(kind_of(&checkout.manifest, entry), Some(EntryKind::File { .. })));
-    checkout.store.put_root(RootRecord {
+    let files = match checkout.room {
+        Some(_) => checkout.manifest.file_count(),
+        None => {
+            selected.filter(|&entry| matches!(kind_of(&checkout.manifest, entry), Some(EntryKind::File { .. }))).count()
+        }
+    };
+    Some(RootRecord {
         root,
         name: one.map_or(&checkout.name, |one| &one.plan.name).clone(),
-        kind: RootKind::Fetched,
+        kind: if checkout.room.is_some() { RootKind::Cached } else { RootKind::Fetched },
         base: one.map(|one| one.base),
-        path: one.map_or(&checkout.dir, |one| &one.dest).clone(),
+        path: match (&checkout.room, one) {
+            (Some(_), _) => PathBuf::new(),
+            (None, Some(one)) => one.dest.clone(),
+            (None, None) => checkout.dir.clone(),
+        },
         bytes: checkout.selection.bytes,
-        files: files.count() as u64,
+        files: files as u64,
         complete,
         pinned: earlier.as_ref().is_some_and(|earlier| earlier.pinned),
         provide: checkout.options.provide || earlier.as_ref().is_some_and(|earlier| earlier.provide),
         created_unix: earlier.as_ref().map_or(checkout.options.created_unix, |earlier| earlier.created_unix),
         selection: (!checkout.paths.is_empty())
             .then(|| checkout.paths.iter().map(|path| path.as_str().to_owned()).collect()),
+        expires_unix: checkout.options.expires_unix.or(earlier.as_ref().and_then(|earlier| earlier.expires_unix)),
+        pinned_until_unix: earlier.as_ref().and_then(|earlier| earlier.pinned_until_unix),
         resume: earlier.and_then(|earlier| earlier.resume).filter(|_| !complete),
-    })?;
-    Ok(())
+    })
 }

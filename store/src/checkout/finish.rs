@@ -12,7 +12,7 @@ use super::{
     symlinks::{self, SkippedSymlink, SymlinkSkip},
     target::Target,
 };
-use crate::disk::Op;
+use crate::{disk::Op, failpoint};
 
 /// Files and directories beyond this number are synced through their file system as a whole.
 const MAX_SINGLE_SYNCS: usize = 16;
@@ -33,6 +33,14 @@ pub(super) fn finish(checkout: &Checkout) -> Result<Finished, CheckoutError> {
         let path = checkout.targets.first().map_or_else(|| checkout.dir.clone(), |target| target.dest.clone());
         return Err(CheckoutError::Incomplete { missing, path });
     }
+    if checkout.repairs {
+        checkout.store.commit()?;
+        return Ok(Finished { paths: Vec::new(), skipped_symlinks: Vec::new() });
+    }
+    if checkout.room.is_some() {
+        record(checkout, true)?;
+        return Ok(Finished { paths: Vec::new(), skipped_symlinks: Vec::new() });
+    }
     let mut skipped_symlinks = Vec::new();
     let mut loose = Vec::new();
     for target in &checkout.targets {
@@ -47,11 +55,13 @@ pub(super) fn finish(checkout: &Checkout) -> Result<Finished, CheckoutError> {
     }
     for target in checkout.targets.iter().filter(|target| !target.done) {
         target.ground.close();
+        failpoint::pass("fetch-before-rename");
         put_in_place(checkout, target)?;
+        failpoint::pass("fetch-renamed");
     }
     let disk = checkout.store.disk();
     let synced = disk.run(&Op::SyncDir, &checkout.dir, &mut || sync_dir(&checkout.parent, "."));
-    synced.map_err(|source| checkout.failed("sync", checkout.dir.clone(), source))?;
+    synced.map_err(|source| checkout.sync_failed(&checkout.dir, source))?;
     for target in checkout.targets.iter().filter(|target| !target.done) {
         checkout.store.move_base(target.base, &target.dest)?;
     }
@@ -153,7 +163,7 @@ fn sync(checkout: &Checkout, target: &Target, loose: &[&str]) -> Result<(), Chec
     };
     #[cfg(not(target_os = "linux"))]
     let synced = one_by_one();
-    synced.map_err(|source| checkout.failed("sync", target.at.clone(), source))
+    synced.map_err(|source| checkout.sync_failed(&target.at, source))
 }
 
 /// Renames the partial to its destination. What appeared there meanwhile is either the same content, or in the way.

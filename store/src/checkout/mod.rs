@@ -28,7 +28,7 @@ use std::{
 
 use shoal_content::{EntryKind, Manifest, RelPath, Selection};
 
-use crate::{ReadError, Store, import::stamp_of};
+use crate::{Hold, ReadError, Store, import::stamp_of, quota::Room};
 use bits::Bits;
 use ground::Parent;
 use target::Target;
@@ -36,7 +36,7 @@ use target::Target;
 pub use error::CheckoutError;
 pub use finish::Finished;
 pub use symlinks::{SkippedSymlink, SymlinkSkip};
-pub(crate) use target::landed;
+pub(crate) use target::{landed, plan};
 
 /// The modification time under which a file is staged while pieces of it are missing. It never matches a real one, so a
 /// stamp that matches vouches for all of a file.
@@ -56,6 +56,8 @@ pub struct CheckoutOptions {
     pub created_unix: u64,
     /// Announce the root to the network.
     pub provide: bool,
+    /// When the root is to be forgotten, in seconds since the Unix epoch.
+    pub expires_unix: Option<u64>,
     /// Ends a long [`Checkout::begin`] or [`Checkout::fill_local`] when set.
     pub cancel: Arc<AtomicBool>,
 }
@@ -73,6 +75,12 @@ pub struct Amount {
 /// them block on disk IO at most. Dropping it keeps what is in place for the next fetch.
 pub struct Checkout {
     store: Store,
+    /// On the bases of the targets.
+    _hold: Hold,
+    /// Where it goes if it has no destination but the store itself.
+    room: Option<Room>,
+    /// Only what cannot be read any more is written, into the store.
+    repairs: bool,
     manifest: Arc<Manifest>,
     paths: Vec<RelPath>,
     selection: Selection,
@@ -127,6 +135,37 @@ impl Checkout {
         options: CheckoutOptions,
     ) -> Result<Self, CheckoutError> {
         begin::begin(store, manifest, paths, dir, name, options)
+    }
+
+    /// Prepares to write `paths` of a root (all of it, if there are none) into the store itself, as cached content under
+    /// `name`. Makes room for it, by evicting other cached content if need be; until it ends, this root is not evicted.
+    /// Nothing counts as in place; [`fill_local`](Self::fill_local) finds what is.
+    ///
+    /// # Errors
+    /// [`StoreError::OverQuota`](crate::StoreError::OverQuota) if it does not fit beside what is pinned;
+    /// [`CheckoutError::NoSpace`] if it would take the last twentieth of the disk; [`CheckoutError::Busy`].
+    pub fn begin_cached(
+        store: &Store,
+        manifest: Arc<Manifest>,
+        paths: &[RelPath],
+        name: &str,
+        options: CheckoutOptions,
+    ) -> Result<Self, CheckoutError> {
+        begin::begin_cached(store, manifest, paths, name, options)
+    }
+
+    /// Prepares to write the chunks of a root that cannot be read any more into the store itself. What the user's files
+    /// hold is left as it is; the root's record, too.
+    ///
+    /// # Errors
+    /// As for [`begin`](Self::begin).
+    pub fn begin_repair(
+        store: &Store,
+        manifest: Arc<Manifest>,
+        paths: &[RelPath],
+        options: CheckoutOptions,
+    ) -> Result<Self, CheckoutError> {
+        begin::begin_repair(store, manifest, paths, options)
     }
 
     /// What the root holds.
@@ -228,6 +267,14 @@ impl Checkout {
         // Not while the destination is being renamed. A panic elsewhere does not make the bitmap wrong.
         let finished = self.finished.read().unwrap_or_else(PoisonError::into_inner);
         if finished.is_some() {
+            return Ok(());
+        }
+        if self.targets.is_empty() {
+            match &self.room {
+                Some(room) => room.put(&known.cid, bytes)?,
+                None => self.store.put(&known.cid, bytes)?,
+            }
+            self.mark(leaf);
             return Ok(());
         }
         for place in self.manifest.places(leaf) {
@@ -350,6 +397,11 @@ impl Checkout {
             Ok(stamp_of(&meta))
         };
         write().map_err(|source| self.failed("write", target.path(rel), source))
+    }
+
+    /// A sync failed: what it should have written may be gone for good, so nothing is promised any more.
+    fn sync_failed(&self, path: &Path, source: io::Error) -> CheckoutError {
+        self.store.sync_failed(path, source).into()
     }
 
     /// An error of the operating system; a full disk is an error of its own.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use shoal_content::{EntryKind, Manifest, RelPath};
 
 use super::{CheckoutError, ground::Ground};
-use crate::{BaseId, disk::Disk};
+use crate::{BaseId, Store};
 
 /// Longest name of a file on the file systems of today, in bytes.
 const MAX_NAME_BYTES: usize = 255;
@@ -16,14 +16,14 @@ const PART: &str = ".shoal-part";
 
 /// A target as it was asked for, before the disk is looked at.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// Its path in the root; empty for the whole root.
     pub(super) top: RelPath,
     /// The name it lands under.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Its entries in the manifest, the first being the target itself.
-    pub(super) first: u32,
-    pub(super) end: u32,
+    pub(crate) first: u32,
+    pub(crate) end: u32,
     /// Whether it is a directory.
     pub(super) tree: bool,
 }
@@ -53,7 +53,7 @@ impl Plan {
     }
 
     /// The path of an entry inside the target; empty for the target itself.
-    pub(super) fn rel<'m>(&self, manifest: &'m Manifest, entry: u32) -> &'m str {
+    pub(crate) fn rel<'m>(&self, manifest: &'m Manifest, entry: u32) -> &'m str {
         let path = manifest.entries().get(entry as usize).map_or("", |entry| entry.path.as_str());
         path.get(self.top.as_str().len()..).unwrap_or("").trim_start_matches('/')
     }
@@ -92,7 +92,7 @@ impl Target {
 
 /// Lays out what was selected: every path lands under the name of its last part, the whole root under `name`. Targets
 /// come in the order of their entries.
-pub(super) fn plan(manifest: &Manifest, paths: &[RelPath], name: &str) -> Result<Vec<Plan>, CheckoutError> {
+pub(crate) fn plan(manifest: &Manifest, paths: &[RelPath], name: &str) -> Result<Vec<Plan>, CheckoutError> {
     let mut tops: Vec<&RelPath> = if paths.is_empty() { Vec::new() } else { paths.iter().collect() };
     let whole = RelPath::root();
     if tops.is_empty() || tops.iter().any(|top| top.is_root()) {
@@ -157,15 +157,17 @@ pub(super) fn ignores_case(parent: &cap_std::fs::Dir) -> std::io::Result<bool> {
 }
 
 /// The directory that everything lands in, absolute and without symlinks.
-pub(super) fn open_parent(dir: &Path, disk: &dyn Disk) -> Result<(cap_std::fs::Dir, PathBuf), CheckoutError> {
+pub(super) fn open_parent(dir: &Path, store: &Store) -> Result<(cap_std::fs::Dir, PathBuf), CheckoutError> {
     let failed = |action| {
         let path = dir.to_owned();
         move |source| CheckoutError::Io { action, path, source }
     };
+    let disk = store.disk();
     disk.make_dirs(dir).map_err(failed("create"))?;
     let real = dir.canonicalize().map_err(failed("open"))?;
     // What lands in it is promised long before the end.
-    real.parent().map_or(Ok(()), |above| disk.sync_ancestors(above)).map_err(failed("sync"))?;
+    let synced = real.parent().map_or(Ok(()), |above| disk.sync_ancestors(above));
+    synced.map_err(|source| store.sync_failed(&real, source))?;
     let parent = cap_std::fs::Dir::open_ambient_dir(&real, cap_std::ambient_authority()).map_err(failed("open"))?;
     Ok((parent, real))
 }

@@ -11,22 +11,38 @@ use shoal_content::{Block, Cid, Codec, FileBuilder, HashKind, Link, SHOAL_V1, di
 
 use super::{Random, disk::Recorder};
 use crate::{
-    Checkout, CheckoutOptions, Options, RootKind, RootRecord, Stamp, Store,
+    Checkout, CheckoutOptions, Collect, Options, RootKind, RootRecord, Stamp, Store,
     disk::{Disk, RealDisk},
 };
 
 /// Changes in one round.
 const STEPS: u64 = 30;
 
+/// The name of the root that reaches what is kept.
+const KEPT: &str = "kept";
+
 /// No position in the record.
 const NEVER: usize = usize::MAX;
 
-/// Something that was said to the store: from which position in the record on, and from where on it is a promise.
+/// Something that was said to the store: from which position in the record on, from where on it is a promise, and where
+/// it was taken back.
 #[derive(Clone, Debug)]
 struct Said<T> {
     from: usize,
     promised: Option<usize>,
+    until: usize,
     what: T,
+}
+
+impl<T> Said<T> {
+    fn new(from: usize, what: T) -> Self {
+        Said { from, promised: None, until: NEVER, what }
+    }
+
+    /// Whether it must be there after a crash at this position.
+    fn is_promise(&self, at: usize) -> bool {
+        self.promised.is_some_and(|from| from <= at) && at < self.until
+    }
 }
 
 /// A store's user.
@@ -91,7 +107,7 @@ impl Work {
         let mut store = self.open(Arc::new(disk.clone())).expect("it was opened before");
         let mut fetch = None;
         for _ in 0..STEPS {
-            match random.below(16) {
+            match random.below(18) {
                 0..4 => self.put(&store, disk, random),
                 4..6 => self.write_file(&store, disk, random),
                 6..9 => {
@@ -106,6 +122,7 @@ impl Work {
                     };
                     fetch = self.go_on_fetching(going_on, disk, random);
                 }
+                15..17 => self.collect(&store, disk, random),
                 _ => {
                     fetch = None;
                     drop(store);
@@ -124,7 +141,7 @@ impl Work {
         self.next += n as u32;
         let numbers: Vec<u32> = (first..self.next).collect();
         for &n in &numbers {
-            self.blocks.insert(n, Said { from: disk.len(), promised: None, what: () });
+            self.blocks.insert(n, Said::new(disk.len(), ()));
         }
         numbers
     }
@@ -194,7 +211,7 @@ impl Work {
             let leaf = fetch.missing.swap_remove(random.below(fetch.missing.len() as u64) as usize);
             let mut numbers = fetch.fetched.files.iter().flat_map(|(_, numbers)| numbers);
             let &n = numbers.find(|&&n| cid(n) == leaves[leaf as usize].cid).unwrap();
-            self.blocks.insert(n, Said { from: disk.len(), promised: None, what: () });
+            self.blocks.insert(n, Said::new(disk.len(), ()));
             fetch.checkout.write(leaf, &block(n)).unwrap();
         }
         if !fetch.missing.is_empty() {
@@ -203,9 +220,38 @@ impl Work {
         let from = disk.len();
         fetch.checkout.finish().unwrap();
         let (root, what) = (fetch.checkout.manifest().root(), fetch.fetched);
-        self.fetched.insert(root, Said { from, promised: None, what });
+        self.fetched.insert(root, Said::new(from, what));
         self.acknowledged(disk.len());
         None
+    }
+
+    /// Puts a root that reaches some of the blocks, takes the promise of the others back, and collects the garbage.
+    fn collect(&mut self, store: &Store, disk: &Recorder, random: &mut Random) {
+        let kept_of_ten = random.below(11);
+        let kept: Vec<u32> = self.blocks.keys().copied().filter(|_| random.below(10) < kept_of_ten).collect();
+        let mut nodes = Vec::new();
+        let root = file_of(&kept, &mut nodes).cid;
+        nodes.iter().for_each(|node| store.put(&node.cid, &node.bytes).unwrap());
+        let base = store.add_base(&self.root.join("files")).unwrap();
+        let record = RootRecord { root, name: KEPT.into(), base: Some(base), ..root_record(0) };
+        store.put_root(record).unwrap();
+        self.acknowledged(disk.len());
+        for (n, said) in &mut self.blocks {
+            if kept.binary_search(n).is_err() {
+                said.until = said.until.min(disk.len());
+            }
+        }
+        for other in store.roots().unwrap().into_iter().filter(|other| other.name == KEPT && other.root != root) {
+            store.remove_root(&other.root).unwrap();
+        }
+        let options = Collect { thorough: random.below(2) == 0, ..Collect::default() };
+        let done = store.collect(&options).unwrap();
+        assert!(done.damaged.is_empty(), "{done:?}");
+        self.acknowledged(disk.len());
+        for (n, said) in self.blocks.iter().filter(|(_, said)| said.until == NEVER) {
+            let there = store.read(&cid(*n));
+            assert!(there.is_ok() || said.promised == Some(NEVER), "block {n} was collected: {there:?}");
+        }
     }
 
     /// Puts, changes or removes one of a few roots.
@@ -226,7 +272,7 @@ impl Work {
                 Some(record)
             }
         };
-        earlier.push(Said { from, promised: None, what: what.clone() });
+        earlier.push(Said::new(from, what.clone()));
         match what {
             None => assert!(store.remove_root(&cid(n)).unwrap()),
             Some(record) if random.below(2) == 0 => store.put_root(record).unwrap(),
@@ -251,24 +297,23 @@ impl Work {
     pub(super) fn check(&self, at: usize, says: &dyn Fn() -> String) -> u64 {
         let store = self.open(Arc::new(RealDisk)).unwrap_or_else(|error| panic!("{}: {error}", says()));
         let mut kept = 0;
-        let promised = |promised: Option<usize>| promised.is_some_and(|from| from <= at);
         for (&n, said) in self.blocks.iter().filter(|(_, said)| said.from <= at) {
             match store.read(&cid(n)) {
                 Ok(bytes) => assert!(bytes == block(n), "{}: block {n} is wrong", says()),
-                Err(error) => assert!(!promised(said.promised), "{}: block {n}: {error}", says()),
+                Err(error) => assert!(!said.is_promise(at), "{}: block {n}: {error}", says()),
             }
-            kept += u64::from(promised(said.promised));
+            kept += u64::from(said.is_promise(at));
         }
         for (&n, all) in &self.roots {
             let there = store.root(&cid(n)).unwrap();
             // What was promised last, or anything that was said since.
-            let last = all.iter().rposition(|said| promised(said.promised));
+            let last = all.iter().rposition(|said| said.is_promise(at));
             let mut may_be = all[last.unwrap_or(0)..].iter().filter(|said| said.from <= at).map(|said| &said.what);
             let good = may_be.any(|what| *what == there) || (last.is_none() && there.is_none());
             assert!(good, "{}: root {n} is {there:?}, said was {all:?}", says());
             kept += u64::from(last.is_some());
         }
-        for (root, said) in self.fetched.iter().filter(|(_, said)| promised(said.promised)) {
+        for (root, said) in self.fetched.iter().filter(|(_, said)| said.is_promise(at)) {
             let record = store.root(root).unwrap();
             assert!(record.is_some_and(|record| record.complete), "{}: {root} is not complete", says());
             let manifest = store.manifest(root).unwrap_or_else(|error| panic!("{}: {error}", says()));
@@ -294,13 +339,12 @@ impl Work {
     pub(super) fn go_on_from(&mut self, at: usize) {
         let store = self.open(Arc::new(RealDisk)).unwrap();
         store.commit().unwrap();
-        let begun = |said: &Said<()>| said.promised.is_some_and(|from| from <= at);
-        self.blocks.retain(|_, said| begun(said));
-        self.blocks.values_mut().for_each(|said| (said.from, said.promised) = (0, Some(0)));
-        self.fetched.retain(|_, said| said.promised.is_some_and(|from| from <= at));
-        self.fetched.values_mut().for_each(|said| (said.from, said.promised) = (0, Some(0)));
+        self.blocks.retain(|_, said| said.is_promise(at));
+        self.blocks.values_mut().for_each(|said| (said.from, said.promised, said.until) = (0, Some(0), NEVER));
+        self.fetched.retain(|_, said| said.is_promise(at));
+        self.fetched.values_mut().for_each(|said| (said.from, said.promised, said.until) = (0, Some(0), NEVER));
         self.roots = (0..6)
-            .map(|n| (n, vec![Said { from: 0, promised: Some(0), what: store.root(&cid(n)).unwrap() }]))
+            .map(|n| (n, vec![Said { from: 0, promised: Some(0), until: NEVER, what: store.root(&cid(n)).unwrap() }]))
             .collect();
     }
 }
@@ -330,5 +374,7 @@ fn root_record(n: u32) -> RootRecord {
         created_unix: 1,
         selection: None,
         resume: None,
+        expires_unix: None,
+        pinned_until_unix: None,
     }
 }

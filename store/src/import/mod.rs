@@ -21,7 +21,7 @@ use std::{
 
 use shoal_content::{Cid, MAX_PATH_BYTES, MAX_PATH_PARTS, Profile, WalkLimits};
 
-use crate::{BaseId, RootKind, RootRecord, Store};
+use crate::{BaseId, Hold, RootKind, RootRecord, Store};
 
 pub use error::ImportError;
 pub(crate) use error::shown;
@@ -42,6 +42,8 @@ pub struct ImportOptions {
     pub skip_special: bool,
     /// When the root was shared, in seconds since the Unix epoch, for its record. The store reads no clock.
     pub created_unix: u64,
+    /// When the root is to be forgotten, in seconds since the Unix epoch.
+    pub expires_unix: Option<u64>,
 }
 
 /// How far an import is. Counts are totals so far, never differences; events come from any thread, out of order by a
@@ -122,10 +124,12 @@ pub fn import(
     let real = path.canonicalize().map_err(|source| ImportError::open(path, source))?;
     let name = name_of(path, &real)?;
     let kind = real.symlink_metadata().map_err(|source| ImportError::open(path, source))?;
+    let hold = store.hold();
     let run = Run {
         store,
+        hold: &hold,
         profile,
-        base: store.add_base(&real)?,
+        base: hold.add_base(&real)?,
         base_path: &real,
         threads: threads(options.threads),
         progress,
@@ -173,21 +177,24 @@ pub fn import(
 
 /// Puts the root's record, with everything staged before it. What the user decided about the root earlier stays.
 fn record(store: &Store, imported: &Imported, options: &ImportOptions) -> Result<(), ImportError> {
-    let earlier = store.root(&imported.root)?;
-    store.put_root(RootRecord {
-        root: imported.root,
-        name: imported.name.clone(),
-        kind: RootKind::Shared,
-        base: Some(imported.base),
-        path: imported.path.clone(),
-        bytes: imported.bytes,
-        files: imported.files,
-        complete: true,
-        pinned: earlier.as_ref().is_some_and(|record| record.pinned),
-        provide: true,
-        created_unix: earlier.map_or(options.created_unix, |record| record.created_unix),
-        selection: None,
-        resume: None,
+    store.put_root_after(imported.root, |earlier| {
+        Some(RootRecord {
+            root: imported.root,
+            name: imported.name.clone(),
+            kind: RootKind::Shared,
+            base: Some(imported.base),
+            path: imported.path.clone(),
+            bytes: imported.bytes,
+            files: imported.files,
+            complete: true,
+            pinned: earlier.as_ref().is_some_and(|record| record.pinned),
+            provide: true,
+            created_unix: earlier.as_ref().map_or(options.created_unix, |record| record.created_unix),
+            selection: None,
+            resume: None,
+            expires_unix: options.expires_unix,
+            pinned_until_unix: earlier.and_then(|record| record.pinned_until_unix),
+        })
     })?;
     Ok(())
 }
@@ -227,6 +234,8 @@ pub(crate) fn threads(asked: usize) -> usize {
 /// What the threads of one import share.
 struct Run<'a> {
     store: &'a Store,
+    /// On what there is before the root's record.
+    hold: &'a Hold,
     profile: &'a Profile,
     base: BaseId,
     base_path: &'a Path,
@@ -268,6 +277,7 @@ impl Run<'_> {
     fn put_nodes(&self, blocks: &mut Vec<shoal_content::Block>) -> Result<(), ImportError> {
         self.nodes.fetch_add(blocks.len() as u64, Ordering::Relaxed);
         for block in blocks.drain(..) {
+            self.hold.keep(&block.cid);
             self.store.put(&block.cid, &block.bytes)?;
         }
         Ok(())

@@ -9,7 +9,7 @@ use crate::{
 use fixedbitset::FixedBitSet;
 use shoal_content::Manifest;
 use shoal_net::PeerId;
-use shoal_store::{Checkout, CheckoutOptions, Store};
+use shoal_store::{Checkout, CheckoutOptions, Hold, Store};
 use std::{
     collections::{BTreeMap, VecDeque},
     path::PathBuf,
@@ -70,6 +70,8 @@ pub(super) struct FetchState {
     pub(super) last_news: Duration,
     pub(super) last_told: Duration,
     pub(super) first_leaf: Option<Duration>,
+    /// On the tree, until the root has a record.
+    _hold: Arc<Hold>,
     shares: BTreeMap<PeerId, PeerShare>,
     events: mpsc::Sender<FetchEvent>,
     backlog: VecDeque<FetchEvent>,
@@ -82,6 +84,7 @@ impl FetchState {
         request: FetchRequest,
         events: mpsc::Sender<FetchEvent>,
         offers: mpsc::Sender<resolve::Offer>,
+        hold: Arc<Hold>,
     ) -> Self {
         FetchState {
             id,
@@ -92,6 +95,7 @@ impl FetchState {
             last_news: now,
             last_told: now,
             first_leaf: None,
+            _hold: hold,
             shares: BTreeMap::new(),
             events,
             backlog: VecDeque::new(),

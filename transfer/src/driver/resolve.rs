@@ -12,7 +12,7 @@ use shoal_net::{
     Connection, PeerId,
     quinn::{self, ReadExactError, RecvStream},
 };
-use shoal_store::{ReadError, Store};
+use shoal_store::{Hold, ReadError, Store};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
@@ -48,6 +48,8 @@ pub(super) struct Resolver {
     pub(super) root: Cid,
     pub(super) fetch: u64,
     pub(super) store: Store,
+    /// On every node that is found or put.
+    pub(super) hold: Arc<Hold>,
     pub(super) offers: mpsc::Receiver<Offer>,
     pub(super) inbox: mpsc::Sender<Input>,
 }
@@ -106,10 +108,11 @@ impl Resolver {
 
     /// Walks over the nodes that are here already.
     async fn walk_store(&self, mut walk: Walk, mut known: u32) -> Result<(Walk, u32), FetchError> {
-        let (store, root) = (self.store.clone(), self.root);
+        let (store, hold, root) = (self.store.clone(), self.hold.clone(), self.root);
         let walked = tokio::task::spawn_blocking(move || {
             let mut buffer = vec![];
             while let Some(cid) = walk.next_needed() {
+                hold.keep(&cid);
                 match store.read_into(&cid, &mut buffer) {
                     Ok(()) => walk.insert(&cid, &buffer).map_err(|source| FetchError::BadContent { root, source })?,
                     Err(ReadError::Missing { .. } | ReadError::Damaged { .. }) => break,
@@ -156,8 +159,13 @@ impl Resolver {
     }
 
     async fn put(&self, group: Vec<(Cid, Bytes)>) -> Result<(), FetchError> {
-        let store = self.store.clone();
-        let put = tokio::task::spawn_blocking(move || group.iter().try_for_each(|(cid, bytes)| store.put(cid, bytes)));
+        let (store, hold) = (self.store.clone(), self.hold.clone());
+        let put = tokio::task::spawn_blocking(move || {
+            group.iter().try_for_each(|(cid, bytes)| {
+                hold.keep(cid);
+                store.put(cid, bytes)
+            })
+        });
         Ok(put.await.map_err(|_| FetchError::ShuttingDown)??)
     }
 }

@@ -10,18 +10,19 @@ impl Hub {
 
     pub(super) fn fetch(&mut self, request: FetchRequest, events: mpsc::Sender<FetchEvent>) {
         let (root, now, id) = (request.root, self.now(), self.number());
+        let hold = Arc::new(self.store.hold());
         let r = self.roots.entry(root).or_default();
         if r.fetch.is_some() {
             let (offers, _) = mpsc::channel(1);
-            let refused = FetchState::new(id, now, request, events, offers);
+            let refused = FetchState::new(id, now, request, events, offers, hold);
             self.tasks.spawn(refused.end(FetchEvent::Failed(FetchError::Busy(root))));
             return;
         }
         let peers = request.peers.clone();
         let (offers, waiting) = mpsc::channel(resolve::MAX_OFFERS);
-        r.fetch = Some(Box::new(FetchState::new(id, now, request, events, offers)));
+        r.fetch = Some(Box::new(FetchState::new(id, now, request, events, offers, hold.clone())));
         let (store, inbox) = (self.store.clone(), self.inbox.clone());
-        self.tasks.spawn(Resolver { root, fetch: id, store, offers: waiting, inbox }.run());
+        self.tasks.spawn(Resolver { root, fetch: id, store, hold, offers: waiting, inbox }.run());
         let connected: Vec<LinkId> = self.links.keys().copied().collect();
         for link in connected {
             self.join(link, root, true);

@@ -279,6 +279,7 @@ impl Hub {
         let newcomer = !r.members.contains_key(&peer);
         if newcomer {
             r.members.insert(peer, Member { ix, link: id, early: vec![] });
+            self.store.touch(&root);
             if let Some(f) = &mut r.fetch {
                 f.last_news = now;
             }

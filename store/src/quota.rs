@@ -1,0 +1,145 @@
+//! The quota: how much packs and index may take, which cached roots go first, and what fetches into the cache have
+//! reserved. Counts only; who frees space is `gc`.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use shoal_content::Cid;
+
+use crate::{StoreError, cache::S3Fifo, inner::Inner, locks::lock};
+
+/// Cached content may take all but this part of the quota, so that a share or a fetch finds room for its nodes without
+/// waiting for an eviction.
+const RESERVE_PART: u64 = 16;
+
+/// The counts of one store.
+#[derive(Debug)]
+pub(crate) struct Quota {
+    limit: AtomicU64,
+    index_bytes: AtomicU64,
+    cache: Mutex<Cache>,
+}
+
+#[derive(Debug)]
+struct Cache {
+    order: S3Fifo<Cid>,
+    /// Roots that are being fetched into the cache, with the bytes that are still to come.
+    coming: HashMap<Cid, u64>,
+}
+
+impl Quota {
+    pub(crate) fn new(limit: u64, index_bytes: u64, cached: impl IntoIterator<Item = (Cid, u64)>) -> Self {
+        let mut order = S3Fifo::new(limit - limit / RESERVE_PART);
+        cached.into_iter().for_each(|(root, bytes)| order.insert(root, bytes));
+        Quota {
+            limit: limit.into(),
+            index_bytes: index_bytes.into(),
+            cache: Mutex::new(Cache { order, coming: HashMap::new() }),
+        }
+    }
+
+    /// The most that packs and index may take, in bytes.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// The most that they may take when cached content comes in.
+    pub(crate) fn for_cached(&self) -> u64 {
+        self.limit() - self.limit() / RESERVE_PART
+    }
+
+    pub(crate) fn index_bytes(&self) -> u64 {
+        self.index_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_index_bytes(&self, bytes: u64) {
+        self.index_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// A root is cached content, of so many bytes; or, with `None`, it is not or no longer.
+    pub(crate) fn note(&self, root: Cid, bytes: Option<u64>) {
+        let order = &mut lock(&self.cache).order;
+        match bytes {
+            Some(bytes) => order.insert(root, bytes),
+            None => drop(order.remove(&root)),
+        }
+    }
+
+    /// Somebody wanted a root.
+    pub(crate) fn touch(&self, root: &Cid) {
+        lock(&self.cache).order.hit(root);
+    }
+
+    /// Takes out the cached root that is to go first.
+    pub(crate) fn evict(&self, keep: impl Fn(&Cid) -> bool) -> Option<Cid> {
+        lock(&self.cache).order.evict(keep).map(|(root, _)| root)
+    }
+
+    /// Whether a root is being fetched into the cache.
+    pub(crate) fn is_busy(&self, root: &Cid) -> bool {
+        lock(&self.cache).coming.contains_key(root)
+    }
+
+    fn coming(&self) -> u64 {
+        lock(&self.cache).coming.values().sum()
+    }
+}
+
+/// Room in the cache for a root that is being fetched into it. Meanwhile the root is not evicted.
+pub(crate) struct Room {
+    inner: Arc<Inner>,
+    root: Cid,
+}
+
+impl Room {
+    /// Makes room for `bytes` of cached content, by evicting other cached content if need be. `None`: the root is being
+    /// fetched into the cache already.
+    pub(crate) fn make(inner: &Arc<Inner>, root: Cid, bytes: u64, now_unix: u64) -> Result<Option<Self>, StoreError> {
+        let quota = &inner.quota;
+        let (used, others) = (inner.used_bytes(), quota.coming());
+        let limit = quota.for_cached();
+        {
+            let mut cache = lock(&quota.cache);
+            if cache.coming.contains_key(&root) {
+                return Ok(None);
+            }
+            cache.coming.insert(root, bytes);
+        }
+        let room = Room { inner: Arc::clone(inner), root };
+        let wanted = bytes.saturating_add(others);
+        if used.saturating_add(wanted) > limit {
+            let target_bytes = Some(limit.saturating_sub(wanted));
+            inner.collect(&crate::Collect { now_unix, target_bytes, thorough: true, ..crate::Collect::default() })?;
+        }
+        let used = inner.used_bytes();
+        if used.saturating_add(wanted) > limit {
+            return Err(StoreError::OverQuota { quota: quota.limit(), used, needed: bytes });
+        }
+        Ok(Some(room))
+    }
+
+    /// Puts a block of the root.
+    pub(crate) fn put(&self, cid: &Cid, bytes: &[u8]) -> Result<(), StoreError> {
+        let (used, quota) = (self.inner.used_bytes(), &self.inner.quota);
+        let needed = bytes.len() as u64;
+        if used + needed > quota.for_cached() {
+            return Err(StoreError::OverQuota { quota: quota.limit(), used, needed });
+        }
+        self.inner.put(cid, bytes)?;
+        if let Some(left) = lock(&quota.cache).coming.get_mut(&self.root) {
+            *left = left.saturating_sub(needed);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        lock(&self.inner.quota.cache).coming.remove(&self.root);
+    }
+}
