@@ -1,6 +1,6 @@
 //! What a node does by itself: serving the roots it has, taking up unfinished fetches, telling of damage.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use shoal_content::ShoalLink;
 use shoal_store::{RootKind, RootRecord, Store};
@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Class, Node,
     fetch::{Again, Wish},
+    home::free_bytes,
     roots::{Rank, blocking},
     verify,
 };
@@ -22,6 +23,10 @@ pub(crate) const QUEUED_WARNINGS: usize = 64;
 const RESUME_AGAIN: Duration = Duration::from_secs(30);
 /// Longest such pause.
 const RESUME_LATEST: Duration = Duration::from_secs(1800);
+/// How often it is asked whether there is space again for a fetch that ended for want of it.
+const LOOK_FOR_SPACE: Duration = Duration::from_secs(1);
+/// So much more space is worth another try of it, in bytes.
+const WORTH_A_TRY_BYTES: u64 = 1 << 20;
 /// Unfinished fetches that a daemon takes up at the same time.
 const RESUMED_AT_ONCE: usize = 4;
 
@@ -72,12 +77,18 @@ impl Node {
         futures::future::join_all(resumed).await;
     }
 
-    /// Takes up one fetch, and again while there is nobody to fetch it from.
+    /// Takes up one fetch in the background.
+    pub(crate) fn resume_fetch(&self, wish: Wish) {
+        let node = self.clone();
+        self.in_background(async move { node.resume(wish, &Semaphore::new(1)).await });
+    }
+
+    /// Takes up one fetch, and again while there is nobody to fetch it from, or no space for it.
     async fn resume(&self, wish: Wish, places: &Semaphore) {
         let mut pause = RESUME_AGAIN;
         loop {
             let Ok(place) = places.acquire().await else { return };
-            let (node, wish) = (self.clone(), wish.clone());
+            let (node, wish, dir) = (self.clone(), wish.clone(), wish.dir.clone());
             let mut operation = self.operation(move |sink| async move { node.fetch(sink, wish).await });
             let failure = loop {
                 match operation.next().await {
@@ -88,11 +99,34 @@ impl Node {
             };
             drop(place);
             tracing::info!(%failure, "a resumed fetch ended");
-            if failure.class != Class::NoProvider {
+            match failure.class {
+                Class::NoProvider => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RESUME_LATEST);
+                }
+                Class::Disk => self.wait_for_space(&dir).await,
+                _ => return,
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Waits until there is more space at a destination, or where the store is, than there was.
+    async fn wait_for_space(&self, dir: &Path) {
+        let at = [dir.to_owned(), self.roots().store.dir().to_owned()];
+        let mut least = [u64::MAX; 2];
+        loop {
+            let paths = at.clone();
+            let free = blocking(move || Ok(paths.map(|path| free_bytes(&path).unwrap_or(0)))).await;
+            let Ok(free) = free else { return };
+            for (least, free) in least.iter_mut().zip(free) {
+                *least = free.min(*least);
+            }
+            if free.iter().zip(least).any(|(free, least)| *free >= least + WORTH_A_TRY_BYTES) {
                 return;
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RESUME_LATEST);
+            tokio::time::sleep(LOOK_FOR_SPACE).await;
         }
     }
 }
@@ -122,10 +156,26 @@ impl Warnings {
 pub(crate) async fn watch_damage(store: Store, warnings: broadcast::Sender<String>, stop: CancellationToken) {
     let mut look = tokio::time::interval(LOOK_FOR_DAMAGE);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let tell = |warning: String| {
+        tracing::warn!("{warning}");
+        if warnings.send(warning).is_err() {
+            tracing::debug!("nobody listens to warnings");
+        }
+    };
+    if let Some(why) = store.rebuilt() {
+        tell(format!("the index was made anew, since {why}"));
+    }
+    let mut read_only_told = false;
     loop {
         tokio::select! {
             _ = look.tick() => {}
             () = stop.cancelled() => return,
+        }
+        if let Some(reason) = store.read_only_reason().filter(|_| !read_only_told) {
+            read_only_told = true;
+            tell(format!(
+                "nothing can be shared or fetched any more, since {reason}; check the disk, then restart shoal"
+            ));
         }
         for damage in store.take_damage() {
             let (path, why) = (damage.path.display(), verify::what_is_wrong(damage.kind));
@@ -133,11 +183,7 @@ pub(crate) async fn watch_damage(store: Store, warnings: broadcast::Sender<Strin
                 true => "check the disk, then `shoal verify`",
                 false => "share it again, or fetch it again",
             };
-            let warning = format!("{path} is not served as it was: {why}; {what_to_do}");
-            tracing::warn!("{warning}");
-            if warnings.send(warning).is_err() {
-                tracing::debug!("nobody listens to warnings");
-            }
+            tell(format!("{path} is not served as it was: {why}; {what_to_do}"));
         }
     }
 }

@@ -107,6 +107,15 @@ pub(crate) fn fetch(error: &FetchError) -> Failure {
     }
 }
 
+/// Whether a full disk is all that ended a fetch.
+pub(crate) fn is_full(error: &FetchError) -> bool {
+    matches!(
+        error,
+        FetchError::Checkout(CheckoutError::NoSpace { .. } | CheckoutError::Store(StoreError::Full { .. }))
+            | FetchError::Store(StoreError::Full { .. })
+    )
+}
+
 pub(crate) fn bind(error: &BindError) -> Failure {
     let class = match error {
         BindError::Certificate(_) => Class::Internal,

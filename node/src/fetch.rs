@@ -21,7 +21,7 @@ use crate::{
     node::BUSY_FOR,
     operation::Sink,
     rate::{Rate, per_second},
-    roots::{Claim, Rank, Taken},
+    roots::{Claim, Rank, Taken, blocking},
 };
 
 /// Pause before another look at a destination that an earlier fetch is just leaving.
@@ -30,6 +30,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(50);
 impl Node {
     /// [`crate::Request::Fetch`].
     pub(crate) async fn fetch(&self, sink: Sink, wish: Wish) -> Result<(), Failure> {
+        let again = Wish { rank: Rank::Resumed, stay: false, ..wish.clone() };
         let Wish { link, paths, dir, symlinks, stay, rank } = wish;
         let link: ShoalLink = link.parse().map_err(|error| blame::link(&error))?;
         let paths = selected(&link, &paths)?;
@@ -55,7 +56,13 @@ impl Node {
                 {
                     tokio::time::sleep(TRY_AGAIN).await;
                 }
-                Err(Stop::Transfer(error)) => return Err(blame::fetch(&error)),
+                Err(Stop::Transfer(error)) => {
+                    if blame::is_full(&error) && rank == Rank::Command && self.is_daemon() {
+                        // Whoever asked hears of it now; the fetch goes on when there is space.
+                        self.resume_fetch(again);
+                    }
+                    return Err(blame::fetch(&error));
+                }
                 Err(Stop::Failed(failure)) => return Err(failure),
             }
         };
@@ -99,6 +106,7 @@ impl Node {
                 event = fetch.next() => match event {
                     Some(FetchEvent::Done(report)) => {
                         state.pinned().await;
+                        self.pin_late(root).await?;
                         return Ok(state.done(link, &report, &discovery));
                     }
                     Some(FetchEvent::Failed(error)) => return Err(error.into()),
@@ -119,6 +127,16 @@ impl Node {
                 },
             }
         }
+    }
+
+    /// Pins a root that had no record when its fetch began: it was forgotten, and its files were in place.
+    async fn pin_late(&self, root: Cid) -> Result<(), Failure> {
+        let store = self.roots().store.clone();
+        let pin = move || match store.root(&root)?.is_some_and(|record| !record.pinned) {
+            true => store.set_pinned(&root, true),
+            false => Ok(false),
+        };
+        blocking(move || pin().map(drop).map_err(|error| blame::store(&error))).await
     }
 
     /// Passes on what the transfer says.

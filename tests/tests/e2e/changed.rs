@@ -72,7 +72,7 @@ fn a_fetch_from_nobody_else_fails_and_goes_on_when_the_file_is_back() {
 fn whoever_shares_hears_which_file_changed() {
     let place = Place::new();
     let tree = place.path("tree");
-    for n in 0..5 {
+    for n in 0..7 {
         write_noise(&tree.join(format!("dir/file{n}")), n, MB);
     }
     let (mut share, link) = place.share("seeder", &tree);
@@ -80,10 +80,14 @@ fn whoever_shares_hears_which_file_changed() {
     write_noise(&changed, 77, MB);
     fs::remove_file(&gone).unwrap();
     File::options().write(true).open(&shorter).unwrap().set_len(MB / 2).unwrap();
+    let (moved, replaced) = (tree.join("dir/file5"), tree.join("dir/file6"));
+    fs::rename(&moved, tree.join("moved")).unwrap();
+    write_noise(&tree.join("new"), 78, MB);
+    fs::rename(tree.join("new"), &replaced).unwrap();
     let fetch = place.fetch("leecher", &link, "out").env("SHOAL_GIVE_UP_AFTER", "2").run();
     let sentence = fetch.failed("no-provider", 4);
     assert!(!sentence.is_empty() && !place.path("out/tree").exists(), "{sentence}");
-    told(&mut share, &[&changed, &gone, &shorter]);
+    told(&mut share, &[&changed, &gone, &shorter, &moved, &replaced]);
 
     // What is as it was can be had all the same.
     let done = place.shoal("other", ["fetch", &link.to_string(), "dir/file0", "--output", "part"]).run().done();

@@ -1,9 +1,16 @@
 //! Disks that are full: a sentence, an exit code of its own, and nothing lost. These need root; without, they say so and
 //! do nothing.
 
-use std::{fs, io::Write, path::Path};
+use std::{fs, io::Write, path::Path, time::Duration};
 
-use shoal_tests::{MB, MIB, content::assert_same_file, disk::Disk, place::Place, process::number, slow::SlowLink};
+use shoal_tests::{
+    MB, MIB,
+    content::assert_same_file,
+    disk::Disk,
+    place::Place,
+    process::{number, poll},
+    slow::SlowLink,
+};
 
 /// Writes until nothing more fits.
 fn fill(path: &Path) {
@@ -70,4 +77,31 @@ fn a_home_on_a_full_disk_says_so_and_works_again_when_there_is_space() {
         place.fetch(home, &link, "out").run().ok();
     }
     assert_same_file(&file, &place.path("out/f"));
+}
+
+#[test]
+fn a_daemon_goes_on_by_itself_when_there_is_space_again() {
+    let place = Place::new();
+    let Some(disk) = Disk::mount(&place.path("small"), 24 * MIB) else { return };
+    let file = place.file("f", 10 * MB);
+    let (_share, link) = place.share("seeder", &file);
+    let filler = disk.path().join("filler");
+    // The home and the destination are on the full disk, one after the other.
+    let (mut daemon, _) = place.daemon("small/home", &[]);
+    fill(&filler);
+    let sentence = place.fetch("small/home", &link, "small/out").run().failed("disk", 7);
+    assert!(sentence.contains("space"), "{sentence}");
+    assert_eq!(place.shoal("small/home", ["ls"]).run().code, Some(0), "it goes on answering");
+    fs::remove_file(&filler).unwrap();
+    let landed = disk.path().join("out/f");
+    poll("it goes on", Duration::from_secs(20), || {
+        place.shoal("small/home", ["ls"]).run().ok();
+        landed.exists().then_some(())
+    });
+    assert_same_file(&file, &landed);
+    // The same process, and it shares as if nothing had been.
+    fs::write(disk.path().join("mine"), "mine").unwrap();
+    let shared = place.shoal("small/home", ["share", "small/mine"]).run().ok();
+    assert_eq!(number(shared.event("shared"), "pid"), u64::try_from(daemon.pid().as_raw_nonzero().get()).unwrap());
+    daemon.said();
 }
