@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
-use shoal_node::Class;
+use shoal_node::{Class, RateLimit};
 
 /// Share files and directories between machines, peer to peer.
 #[derive(Debug, Parser)]
@@ -40,6 +40,12 @@ pub(crate) struct Global {
     /// Peer through which to join the network, ending in `/p2p/PEER`; may be repeated
     #[arg(long, global = true, value_name = "MULTIADDR")]
     pub(crate) bootstrap: Vec<String>,
+    /// Send at most this much to all peers together, such as '2 MB/s' or '20 Mbit/s' [default: none]
+    #[arg(long, global = true, value_name = "RATE")]
+    pub(crate) upload_limit: Option<RateLimit>,
+    /// Receive at most this much from all peers together [default: none]
+    #[arg(long, global = true, value_name = "RATE")]
+    pub(crate) download_limit: Option<RateLimit>,
     /// Print JSON lines on standard output, each with "event"
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -107,6 +113,23 @@ pub(crate) enum Command {
     },
     /// List connected peers (of the daemon)
     Peers,
+    /// Show the rate limits of the running node, and change those that are named
+    #[command(after_help = "Examples:\n  shoal limit --upload '2 MB/s'\n  shoal limit --download none\n\n\
+        Holds at once and until the node stops. Limits to begin with: `upload_limit = \"2 MB/s\"` in config.toml.")]
+    Limit {
+        /// Sent to all peers together: a rate such as '10 MB/s' or '80 Mbit/s', or none
+        #[arg(long, value_name = "RATE")]
+        upload: Option<RateLimit>,
+        /// Received from all peers together
+        #[arg(long, value_name = "RATE")]
+        download: Option<RateLimit>,
+        /// Sent to one peer
+        #[arg(long, value_name = "RATE")]
+        upload_per_peer: Option<RateLimit>,
+        /// Received from one peer
+        #[arg(long, value_name = "RATE")]
+        download_per_peer: Option<RateLimit>,
+    },
     /// Keep a root: it is never evicted
     #[command(after_help = "Example:\n  shoal pin photos")]
     Pin {

@@ -13,7 +13,7 @@ mod view;
 use std::{ffi::OsString, path::Path, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, Parser};
-use shoal_node::{BytePath, Class, Config, Failure, Home, Request, Settings, config::Flag};
+use shoal_node::{BytePath, Class, Config, Failure, Home, LimitChange, RateLimit, Request, Settings, config::Flag};
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command, Global};
@@ -76,6 +76,9 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Ls => Request::List,
         Command::Stat { what } => Request::Stat { what: whole(what) },
         Command::Peers => Request::Peers,
+        Command::Limit { upload, download, upload_per_peer, download_per_peer } => {
+            Request::Limit(LimitChange { upload, download, upload_per_peer, download_per_peer })
+        }
         Command::Pin { what } => Request::Pin { what: whole(what) },
         Command::Unpin { what } => Request::Unpin { what: whole(what) },
         Command::Verify { what } => Request::Verify { what: what.map(whole) },
@@ -123,11 +126,17 @@ fn whole(what: String) -> String {
 }
 
 fn flags(global: &Global) -> Vec<Flag> {
-    let given = [("listen", "--listen", &global.listen), ("bootstrap", "--bootstrap", &global.bootstrap)];
+    let texts = |limit: &Option<RateLimit>| limit.iter().map(ToString::to_string).collect();
+    let given: [(_, _, Vec<String>); 4] = [
+        ("listen", "--listen", global.listen.clone()),
+        ("bootstrap", "--bootstrap", global.bootstrap.clone()),
+        ("upload_limit", "--upload-limit", texts(&global.upload_limit)),
+        ("download_limit", "--download-limit", texts(&global.download_limit)),
+    ];
     given
         .into_iter()
         .filter(|(_, _, values)| !values.is_empty())
-        .map(|(key, flag, values)| Flag { key, flag, values: values.clone() })
+        .map(|(key, flag, values)| Flag { key, flag, values })
         .collect()
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use shoal_node::{Done, EntryInfo, Event, Id, Importing, Listening, PeerInfo, Progress, RootInfo, Shared};
+use shoal_node::{Done, EntryInfo, Event, Id, Importing, Limits, Listening, PeerInfo, Progress, RootInfo, Shared};
 
 use crate::{
     output::Output,
@@ -88,6 +88,7 @@ impl<'a> View<'a> {
                     bytes(bytes_out)
                 ));
             }
+            Event::Limits(limits) => self.limits(&limits),
             Event::Id(id) => self.id(&id),
             Event::Verifying { bytes_done, bytes_total, .. } => self.position(bytes_done, bytes_total, "reading"),
             Event::Damaged { path, bytes: bad, size, why, .. } => {
@@ -217,6 +218,13 @@ impl<'a> View<'a> {
             Some(pid) => format!("shoal {} on {}, running as process {pid}", id.version, clean(&id.home)),
             None => format!("shoal {} on {}, not running", id.version, clean(&id.home)),
         });
+    }
+
+    fn limits(&mut self, limits: &Limits) {
+        let mut table = Table::new(&["", ">all peers", ">one peer"]);
+        table.row(vec!["upload".to_owned(), limits.upload.to_string(), limits.upload_per_peer.to_string()]);
+        table.row(vec!["download".to_owned(), limits.download.to_string(), limits.download_per_peer.to_string()]);
+        table.lines().iter().for_each(|line| self.output.result(line));
     }
 
     fn entry(&mut self, entry: &EntryInfo) {

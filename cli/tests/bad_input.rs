@@ -32,6 +32,7 @@ fn an_unknown_root() {
         place.run("a", args).failed("not-found", 3);
     }
     assert!(place.run("a", ["peers"]).failed("not-found", 3).contains("shoal daemon"));
+    assert!(place.run("a", ["limit", "--upload", "none"]).failed("not-found", 3).contains("shoal daemon"));
 }
 
 #[test]

@@ -122,6 +122,28 @@ fn a_second_command_joins_the_process_that_has_the_home_open() {
 }
 
 #[test]
+fn limits_are_kept_and_change_while_it_serves() {
+    let place = Place::new();
+    place.file("f", 8_000_000);
+    let mut share = place.start("a", ["share", "f", "--upload-limit", "32 Mbit/s"]);
+    let link = text(&share.event("shared"), "link");
+    let seconds = |home: &str, out: &str| {
+        let fetched = place.run(home, ["fetch", &link, "-o", out]).ok();
+        fetched.event("done")["seconds"].as_f64().unwrap()
+    };
+    let shown = place.run("a", ["limit"]).ok();
+    assert_eq!(text(shown.event("limits"), "upload"), "4 MB/s");
+    let slow = seconds("b", "out");
+    assert!(slow > 1.8, "8 MB at 4 MB/s took {slow} s");
+
+    let changed = place.run("a", ["limit", "--upload", "none", "--download-per-peer", "1MiB"]).ok();
+    let limits = changed.event("limits");
+    assert_eq!((&limits["upload"], &limits["download_per_peer"]), (&"none".into(), &"1 MiB/s".into()));
+    let fast = seconds("c", "out2");
+    assert!(fast < slow, "{fast} s without a limit, {slow} s with");
+}
+
+#[test]
 fn a_client_hears_when_its_daemon_dies() {
     let place = Place::new();
     let (x, y) = (place.file("x", 10), place.file("y", 20));

@@ -96,7 +96,7 @@ impl Default for Limits {
             shoal: AlpnLimits {
                 bidi_streams: 256,
                 uni_streams: 16,
-                receive_window_bytes: 6 << 20,
+                receive_window_bytes: 1 << 20,
                 send_window_bytes: 6 << 20,
             },
             backlog: 64,

@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 use shoal_content::Cid;
 
+use crate::RateLimit;
+
 /// One event. In JSON it is an object with the variant's name under `event`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -70,6 +72,8 @@ pub enum Event {
     },
     /// Result: who this is.
     Id(Id),
+    /// The rate limits that hold.
+    Limits(Limits),
     /// A root is being re-read.
     Verifying {
         /// The root.
@@ -344,6 +348,19 @@ pub struct PeerInfo {
     pub rtt_ms: Option<f64>,
     /// Roots that both sides take part in.
     pub roots: Vec<Root>,
+}
+
+/// Rate limits, per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Sent to all peers together.
+    pub upload: RateLimit,
+    /// Received from all peers together.
+    pub download: RateLimit,
+    /// Sent to one peer.
+    pub upload_per_peer: RateLimit,
+    /// Received from one peer.
+    pub download_per_peer: RateLimit,
 }
 
 /// Who this is.

@@ -53,9 +53,10 @@ impl Host {
                     let role = if *stay { Role::Command } else { Role::Guest };
                     Node::try_start(home.clone(), config.clone(), role).await.map(Host::Node)
                 }
-                Request::Peers => {
-                    let message = format!("no shoal runs on {}, so there are no peers", home.dir().display());
-                    return Err(Failure::new(Class::NotFound, message, "start one with `shoal daemon`"));
+                Request::Peers => return Err(nobody(home, "there are no peers", "start one with `shoal daemon`")),
+                Request::Limit(_) => {
+                    let hint = "start one with `shoal daemon`; limits to begin with are settings (`shoal config --help`)";
+                    return Err(nobody(home, "there is nothing to limit", hint));
                 }
                 _ => StoreHost::open(home, config).await.map(Host::Store),
             };
@@ -85,6 +86,10 @@ impl Host {
             Host::Store(store) => Ok((store.run(request), None)),
         }
     }
+}
+
+fn nobody(home: &Home, so: &str, hint: &str) -> Failure {
+    Failure::new(Class::NotFound, format!("no shoal runs on {}, so {so}", home.dir().display()), hint)
 }
 
 impl StoreHost {
@@ -123,7 +128,7 @@ impl StoreHost {
                     let (root, name) = (crate::Root(record.root), record.name);
                     sink.event(Event::Unshared { root, name, forgotten: forget }).await
                 }
-                Request::Share { .. } | Request::Fetch { .. } | Request::Peers => {
+                Request::Share { .. } | Request::Fetch { .. } | Request::Peers | Request::Limit(_) => {
                     Err(Failure::internal("a request that needs a network came to a store"))
                 }
             }

@@ -115,7 +115,7 @@ impl Node {
         };
         let dht = Dht::start(keypair, transport, listen, dht_config)
             .map_err(|error| Failure::from_error(crate::Class::Network, &error))?;
-        let transfer_config = TransferConfig { agent: agent(), ..TransferConfig::default() };
+        let transfer_config = TransferConfig { agent: agent(), rates: settings.rates(), ..TransferConfig::default() };
         let transfer = Transfer::start(endpoint.clone(), incoming, store.clone(), transfer_config);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let announcer = Announcer::start(dht.clone(), &tasks, stop.clone());
@@ -159,6 +159,7 @@ impl Node {
                 Request::List => roots.list(sink).await,
                 Request::Stat { what } => roots.stat(sink, what).await,
                 Request::Peers => node.peers(sink).await,
+                Request::Limit(change) => node.limit(sink, change).await,
                 Request::Pin { what } => roots.pin(sink, what, true).await,
                 Request::Unpin { what } => roots.pin(sink, what, false).await,
                 Request::Verify { what } => roots.verify(sink, what, threads).await,

@@ -1,10 +1,30 @@
-//! Who is connected: the data plane's peers and the DHT's, as one list.
+//! Who is connected: the data plane's peers and the DHT's, as one list; and how fast they may be served.
 
 use std::collections::BTreeMap;
 
-use crate::{Event, Failure, Node, PeerInfo, Root, operation::Sink};
+use shoal_transfer::RateChange;
+
+use crate::{Event, Failure, LimitChange, Limits, Node, PeerInfo, RateLimit, Root, operation::Sink};
 
 impl Node {
+    /// [`crate::Request::Limit`].
+    pub(crate) async fn limit(&self, sink: Sink, change: LimitChange) -> Result<(), Failure> {
+        let change = RateChange {
+            up: change.upload.map(|limit| limit.0),
+            down: change.download.map(|limit| limit.0),
+            up_per_peer: change.upload_per_peer.map(|limit| limit.0),
+            down_per_peer: change.download_per_peer.map(|limit| limit.0),
+        };
+        let rates = self.transfer().limit(change).await.ok_or_else(Failure::interrupted)?;
+        sink.event(Event::Limits(Limits {
+            upload: RateLimit(rates.up),
+            download: RateLimit(rates.down),
+            upload_per_peer: RateLimit(rates.up_per_peer),
+            download_per_peer: RateLimit(rates.down_per_peer),
+        }))
+        .await
+    }
+
     /// [`crate::Request::Peers`].
     pub(crate) async fn peers(&self, sink: Sink) -> Result<(), Failure> {
         let mut peers = BTreeMap::<String, PeerInfo>::new();

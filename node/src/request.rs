@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::RateLimit;
+
 /// An operation. Paths are absolute: a daemon has another working directory than its clients.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
@@ -45,6 +47,8 @@ pub enum Request {
     },
     /// Connected peers.
     Peers,
+    /// Change the rate limits that are named, and tell all of them.
+    Limit(LimitChange),
     /// Keep a root.
     Pin {
         /// A CID, link, name or path.
@@ -62,6 +66,19 @@ pub enum Request {
     },
     /// Who this is.
     Id,
+}
+
+/// New rate limits; those that are not named stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitChange {
+    /// Sent to all peers together.
+    pub upload: Option<RateLimit>,
+    /// Received from all peers together.
+    pub download: Option<RateLimit>,
+    /// Sent to one peer.
+    pub upload_per_peer: Option<RateLimit>,
+    /// Received from one peer.
+    pub download_per_peer: Option<RateLimit>,
 }
 
 /// A path of any bytes: text in JSON where it is UTF-8, else `{"hex": …}`.

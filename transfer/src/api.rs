@@ -25,7 +25,8 @@ pub struct TransferLimits {
     pub answers_per_connection: usize,
     /// Bytes read from disk for answers and not yet handed to QUIC, over all peers.
     pub serve_bytes: usize,
-    /// Bytes received and not yet verified and written, of one fetch. With the receive window it is what a kill costs.
+    /// Bytes of whole leaves that are not yet verified and written, of one fetch. With the receive window and the leaf that
+    /// is being read it is what a kill costs.
     pub verify_bytes: usize,
     /// Bytes of control messages that wait for one peer to read them; beyond, it is let go.
     pub outbox_bytes: usize,
@@ -46,7 +47,7 @@ impl Default for TransferLimits {
             requests_per_connection: 64,
             answers_per_connection: 1,
             serve_bytes: 8 << 20,
-            verify_bytes: 4 << 20,
+            verify_bytes: 1 << 20,
             outbox_bytes: 1 << 20,
             wide_connections: 16,
             upload_slots: 64,

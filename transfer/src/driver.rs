@@ -15,7 +15,7 @@ mod throttle;
 
 use crate::{
     api::{Counters, FetchError, FetchEvent, FetchRequest, PeerAddr, PeerReport, SeedError, TransferConfig},
-    rate::Rates,
+    rate::{RateChange, Rates},
     swarm::{BatchId, PeerIx},
     wire::Message,
 };
@@ -49,7 +49,7 @@ enum Input {
     AddPeers(Cid, Vec<PeerAddr>),
     Peers(oneshot::Sender<Vec<PeerReport>>),
     Counters(oneshot::Sender<Counters>),
-    SetRates(Rates),
+    Limit(RateChange, oneshot::Sender<Rates>),
     Connected(Connection),
     DialFailed(Cid, PeerId, String),
     Message(LinkId, Message),
@@ -134,10 +134,9 @@ impl Transfer {
         self.ask(Input::Counters).await.unwrap_or_default()
     }
 
-    /// Limits rates from now on, also of what is under way.
-    pub async fn set_rates(&self, rates: Rates) {
-        // a hub that is gone moves no bytes
-        let _gone = self.inbox.send(Input::SetRates(rates)).await;
+    /// Limits rates from now on, also of what is under way, and tells what holds then. `None` when shutting down.
+    pub async fn limit(&self, change: RateChange) -> Option<Rates> {
+        self.ask(|reply| Input::Limit(change, reply)).await
     }
 
     /// Says goodbye to every peer, ends all fetches (what is in place is committed) and waits for every task.

@@ -16,4 +16,4 @@ pub use api::{
     TransferConfig, TransferLimits,
 };
 pub use driver::{Fetch, Transfer};
-pub use rate::{Rates, TokenBucket};
+pub use rate::{RateChange, Rates, TokenBucket};

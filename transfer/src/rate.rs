@@ -21,6 +21,40 @@ pub struct Rates {
     pub down_per_peer: Option<u64>,
 }
 
+/// New rates for some of [`Rates`]: `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RateChange {
+    /// Sent to all peers together.
+    pub up: Option<Option<u64>>,
+    /// Received from all peers together.
+    pub down: Option<Option<u64>>,
+    /// Sent to one peer.
+    pub up_per_peer: Option<Option<u64>>,
+    /// Received from one peer.
+    pub down_per_peer: Option<Option<u64>>,
+}
+
+impl From<Rates> for RateChange {
+    /// All four.
+    fn from(rates: Rates) -> Self {
+        RateChange {
+            up: Some(rates.up),
+            down: Some(rates.down),
+            up_per_peer: Some(rates.up_per_peer),
+            down_per_peer: Some(rates.down_per_peer),
+        }
+    }
+}
+
+impl Rates {
+    pub(crate) fn change(&mut self, change: RateChange) {
+        self.up = change.up.unwrap_or(self.up);
+        self.down = change.down.unwrap_or(self.down);
+        self.up_per_peer = change.up_per_peer.unwrap_or(self.up_per_peer);
+        self.down_per_peer = change.down_per_peer.unwrap_or(self.down_per_peer);
+    }
+}
+
 /// A token bucket that may go into debt: bytes are taken first and waited for afterwards, so that one large piece needs no
 /// large burst. Over any time the bytes taken are at most rate × time + burst + one piece.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{LIMIT, Manner, Peer, RawPeer, finish, noise};
+use common::{LIMIT, MIXED_FILE, Manner, Peer, RawPeer, finish, noise};
 use shoal_content::RelPath;
 use shoal_transfer::{FetchError, FetchEvent, Rates};
 use std::{fs, path::Path, time::Duration};
@@ -120,6 +120,46 @@ async fn liars_and_stallers_are_named_and_worked_around() {
     }
 }
 
+/// Room to verify is for whole leaves: those that are begun and never ended cannot fill it, however many peers do so.
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_begin_leaves_and_end_none_hold_up_nobody() {
+    let seeder = Peer::start();
+    let (root, path) = seeder.share_bytes("film", &noise(22, 24 * MB)).await;
+    let sizes: Vec<u32> = seeder.store.manifest(&root).unwrap().leaves().iter().map(|l| l.len).collect();
+    let raws: Vec<RawPeer> = (0..12).map(|_| RawPeer::start(root, sizes.clone(), Manner::Dangles)).collect();
+    let leecher = Peer::start();
+    let peers = raws.iter().map(RawPeer::addr).collect();
+    let fetch = leecher.transfer.fetch(leecher.request(root, "film", peers)).await.unwrap();
+    let connected = async {
+        while leecher.transfer.peers().await.len() < raws.len() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, connected).await.unwrap();
+    leecher.transfer.add_peers(root, vec![seeder.addr()]).await;
+    let report = finish(fetch).await.unwrap();
+    same(&path, &report.paths[0]);
+    assert!(report.elapsed < Duration::from_secs(10), "it took {:?} to work around them", report.elapsed);
+    assert_eq!(report.peers.iter().filter(|s| s.dropped.is_some() && s.bytes == 0).count(), raws.len());
+    for raw in raws {
+        raw.stop().await;
+    }
+}
+
+/// Answers that come mixed fill the window with what is not read yet. That is their sender's loss, not the fetch's end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_mixes_its_answers_cannot_wedge_a_fetch() {
+    let seeder = Peer::start();
+    let (root, path) = seeder.share_bytes("film", &noise(MIXED_FILE.0, MIXED_FILE.1)).await;
+    let sizes: Vec<u32> = seeder.store.manifest(&root).unwrap().leaves().iter().map(|l| l.len).collect();
+    let raw = RawPeer::start(root, sizes, Manner::Mixes);
+    let leecher = Peer::start();
+    let report = leecher.fetch(root, "film", vec![raw.addr(), seeder.addr()]).await.unwrap();
+    same(&path, &report.paths[0]);
+    assert!(report.elapsed < Duration::from_secs(10), "it took {:?} to work around it", report.elapsed);
+    raw.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_dies_or_lost_its_file_is_worked_around() {
     let (dying, damaged, healthy) = (Peer::start(), Peer::start(), Peer::start());
@@ -208,8 +248,8 @@ async fn rates_hold_in_both_directions_and_change_while_running() {
     let (seeder, leecher) = (Peer::start(), Peer::start());
     let (root, path) = seeder.share_bytes("film", &noise(9, 12 * MB)).await;
     for (up, down) in [(Some(4 * MB as u64), None), (None, Some(4 * MB as u64))] {
-        seeder.transfer.set_rates(Rates { up, ..Rates::default() }).await;
-        leecher.transfer.set_rates(Rates { down_per_peer: down, ..Rates::default() }).await;
+        seeder.transfer.limit(Rates { up, ..Rates::default() }.into()).await.unwrap();
+        leecher.transfer.limit(Rates { down_per_peer: down, ..Rates::default() }.into()).await.unwrap();
         let name = format!("limited {up:?}");
         // another root each time: what is here already would not be fetched
         let (other, _) = seeder.share_bytes(&name, &noise(up.unwrap_or(1), 6 * MB)).await;
@@ -218,8 +258,8 @@ async fn rates_hold_in_both_directions_and_change_while_running() {
         assert!(report.elapsed > least, "6 MiB at 4 MiB/s took {:?}", report.elapsed);
     }
     // a limit that would take minutes is lifted on the way
-    seeder.transfer.set_rates(Rates { up_per_peer: Some(100_000), ..Rates::default() }).await;
-    leecher.transfer.set_rates(Rates::default()).await;
+    seeder.transfer.limit(Rates { up_per_peer: Some(100_000), ..Rates::default() }.into()).await.unwrap();
+    leecher.transfer.limit(Rates::default().into()).await.unwrap();
     let mut fetch = leecher.transfer.fetch(leecher.request(root, "film", vec![seeder.addr()])).await.unwrap();
     loop {
         match tokio::time::timeout(LIMIT, fetch.next()).await.unwrap().unwrap() {
@@ -228,7 +268,7 @@ async fn rates_hold_in_both_directions_and_change_while_running() {
             _ => {}
         }
     }
-    seeder.transfer.set_rates(Rates::default()).await;
+    seeder.transfer.limit(Rates::default().into()).await.unwrap();
     let report = finish(fetch).await.unwrap();
     same(&path, &report.paths[0]);
     assert!(report.elapsed < Duration::from_secs(60), "{:?}", report.elapsed);

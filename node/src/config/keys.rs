@@ -3,8 +3,10 @@
 use std::{num::NonZeroUsize, time::Duration};
 
 use shoal_net::{Congestion, Multiaddr};
+use shoal_transfer::Rates;
 
 use super::value::Raw;
+use crate::RateLimit;
 
 /// What a node runs with. `Settings::default()` holds the defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,14 @@ pub struct Settings {
     pub give_up_after: Duration,
     /// Congestion controller.
     pub congestion: Congestion,
+    /// Bytes per second sent to all peers together.
+    pub upload_limit: RateLimit,
+    /// Bytes per second received from all peers together.
+    pub download_limit: RateLimit,
+    /// Bytes per second sent to one peer.
+    pub upload_limit_per_peer: RateLimit,
+    /// Bytes per second received from one peer.
+    pub download_limit_per_peer: RateLimit,
     /// Connections in all.
     pub connections: usize,
     /// Page cache of the index, in bytes.
@@ -34,6 +44,18 @@ pub struct Settings {
     pub import_threads: usize,
     /// Threads of the runtime.
     pub worker_threads: usize,
+}
+
+impl Settings {
+    /// The rate limits to begin with.
+    pub fn rates(&self) -> Rates {
+        Rates {
+            up: self.upload_limit.0,
+            down: self.download_limit.0,
+            up_per_peer: self.upload_limit_per_peer.0,
+            down_per_peer: self.download_limit_per_peer.0,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -48,6 +70,10 @@ impl Default for Settings {
             provide: true,
             give_up_after: Duration::from_secs(60),
             congestion: Congestion::default(),
+            upload_limit: RateLimit::default(),
+            download_limit: RateLimit::default(),
+            upload_limit_per_peer: RateLimit::default(),
+            download_limit_per_peer: RateLimit::default(),
             connections: 1024,
             index_cache_bytes: 16 << 20,
             import_threads: cores.min(16),
@@ -82,6 +108,8 @@ impl Key {
 }
 
 const MIB: usize = 1 << 20;
+/// The unit of rate limits.
+const RATE: &str = "\"none\" or a rate, such as \"10 MB/s\" or \"80 Mbit/s\"";
 
 const CONGESTION: [(&str, Congestion); 3] =
     [("cubic", Congestion::Cubic), ("bbr", Congestion::Bbr), ("new-reno", Congestion::NewReno)];
@@ -160,6 +188,34 @@ pub const KEYS: &[Key] = &[
                 CONGESTION.iter().find(|(_, value)| *value == settings.congestion).map_or("cubic", |pair| pair.0);
             word.into()
         },
+    },
+    Key {
+        name: "upload_limit",
+        unit: RATE,
+        help: "Most that is sent, to all peers together. `shoal limit` changes it while a node runs.",
+        set: |settings, raw| raw.rate_limit().map(|limit| settings.upload_limit = limit),
+        show: |settings| settings.upload_limit.to_string().into(),
+    },
+    Key {
+        name: "download_limit",
+        unit: RATE,
+        help: "Most that is received, from all peers together.",
+        set: |settings, raw| raw.rate_limit().map(|limit| settings.download_limit = limit),
+        show: |settings| settings.download_limit.to_string().into(),
+    },
+    Key {
+        name: "upload_limit_per_peer",
+        unit: RATE,
+        help: "Most that is sent to one peer.",
+        set: |settings, raw| raw.rate_limit().map(|limit| settings.upload_limit_per_peer = limit),
+        show: |settings| settings.upload_limit_per_peer.to_string().into(),
+    },
+    Key {
+        name: "download_limit_per_peer",
+        unit: RATE,
+        help: "Most that is received from one peer.",
+        set: |settings, raw| raw.rate_limit().map(|limit| settings.download_limit_per_peer = limit),
+        show: |settings| settings.download_limit_per_peer.to_string().into(),
     },
     Key {
         name: "connections",

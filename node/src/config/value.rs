@@ -6,6 +6,8 @@ use std::ops::RangeInclusive;
 use shoal_net::Multiaddr;
 use toml::de::DeValue;
 
+use crate::RateLimit;
+
 /// A value as it was written.
 pub(super) enum Raw<'a> {
     /// In the file, with its type.
@@ -47,6 +49,16 @@ impl Raw<'_> {
             Raw::Env(text) => Ok(text.to_string()),
             Raw::Flag([text]) => Ok(text.clone()),
             _ => Err(format!("must be a text in quotes, not {}", self.shown())),
+        }
+    }
+
+    pub(super) fn rate_limit(&self) -> Result<RateLimit, String> {
+        match self {
+            Raw::Toml(DeValue::String(text)) => text.parse(),
+            Raw::Env(text) => text.parse(),
+            Raw::Flag([text]) => text.parse(),
+            // says what it must be
+            _ => self.shown().parse(),
         }
     }
 

@@ -168,9 +168,7 @@ impl BatchRun {
         let head = Request::Leaves { root: self.sink.root, leaves: leaves.clone() }.encode();
         send.write_all(&head).await.map_err(|_| End::TurnedDown)?;
         send.finish().map_err(|_| End::Lost)?;
-        let mut group: Vec<(u32, Vec<u8>)> = vec![];
-        let mut group_bytes = 0;
-        let mut permits: Option<OwnedSemaphorePermit> = None;
+        let mut group = Group::default();
         let mut refused = vec![];
         let mut news = News { bytes: 0, at: Instant::now() };
         for leaf in &self.leaves {
@@ -183,22 +181,21 @@ impl BatchRun {
                     if len != expected {
                         return Err(End::Fault(format!("leaf {leaf} came with {len} bytes instead of {expected}")));
                     }
-                    let want = (len as usize).div_ceil(PERMIT_BYTES).max(1) as u32;
-                    let permit = self.permit(want, &mut group, &mut group_bytes, &mut permits).await?;
-                    match &mut permits {
-                        Some(all) => all.merge(permit),
-                        none => *none = Some(permit),
-                    }
-                    let bytes = self.read_leaf(&mut recv, len as usize, &mut news).await?;
-                    group_bytes += bytes.len();
-                    group.push((*leaf, bytes));
-                    if group_bytes >= GROUP_BYTES {
-                        self.write(&mut group, &mut group_bytes, &mut permits);
+                    let bytes = {
+                        // so that a peer's unfinished leaves are few, and take nothing from those of others
+                        let _reading = self.shared.reading.acquire().await.map_err(|_| End::Lost)?;
+                        self.read_leaf(&mut recv, len as usize, &mut news).await?
+                    };
+                    self.take_room(&mut group, bytes.len()).await?;
+                    group.bytes += bytes.len();
+                    group.leaves.push((*leaf, bytes));
+                    if group.bytes >= GROUP_BYTES {
+                        self.write(&mut group);
                     }
                 }
             }
         }
-        self.write(&mut group, &mut group_bytes, &mut permits);
+        self.write(&mut group);
         if news.bytes > 0 {
             self.tell(BatchEvent::Bytes(news.bytes)).await;
         }
@@ -208,20 +205,23 @@ impl BatchRun {
         Ok(End::Complete)
     }
 
-    /// Waits for budget; what is held already goes on its way first, so that two requests never wait for each other.
-    async fn permit(
-        &self,
-        want: u32,
-        group: &mut Vec<(u32, Vec<u8>)>,
-        group_bytes: &mut usize,
-        permits: &mut Option<OwnedSemaphorePermit>,
-    ) -> Result<OwnedSemaphorePermit, End> {
-        let want = want.min(self.sink.budget_permits);
-        if let Ok(permit) = self.sink.budget.clone().try_acquire_many_owned(want) {
-            return Ok(permit);
+    /// Waits for room for a leaf that is whole, in the budget of all requests. What holds some of it already goes on its
+    /// way first, so that two requests never wait for each other.
+    async fn take_room(&self, group: &mut Group, len: usize) -> Result<(), End> {
+        let want = (len.div_ceil(PERMIT_BYTES).max(1) as u32).min(self.sink.budget_permits);
+        let budget = &self.sink.budget;
+        let permit = match budget.clone().try_acquire_many_owned(want) {
+            Ok(permit) => permit,
+            Err(_) => {
+                self.write(group);
+                budget.clone().acquire_many_owned(want).await.map_err(|_| End::Lost)?
+            }
+        };
+        match &mut group.room {
+            Some(all) => all.merge(permit),
+            none => *none = Some(permit),
         }
-        self.write(group, group_bytes, permits);
-        self.sink.budget.clone().acquire_many_owned(want).await.map_err(|_| End::Lost)
+        Ok(())
     }
 
     async fn read_leaf(&self, recv: &mut RecvStream, len: usize, news: &mut News) -> Result<Vec<u8>, End> {
@@ -242,28 +242,29 @@ impl BatchRun {
     }
 
     /// Gives the group to a blocking thread, which reports what became of it.
-    fn write(
-        &self,
-        group: &mut Vec<(u32, Vec<u8>)>,
-        group_bytes: &mut usize,
-        permits: &mut Option<OwnedSemaphorePermit>,
-    ) {
-        if group.is_empty() {
+    fn write(&self, group: &mut Group) {
+        if group.leaves.is_empty() {
             return;
         }
-        *group_bytes = 0;
-        let (group, permits) = (std::mem::take(group), permits.take());
+        let group = std::mem::take(group);
         let (sink, peer, batch) = (self.sink.clone(), self.peer, self.batch);
-        // the handle is not needed: the closure reports, and its permits say when it is over
+        // the handle is not needed: the closure reports, and the room it holds says when it is over
         drop(tokio::task::spawn_blocking(move || {
-            let event = verify_and_write(&sink, &group);
+            let event = verify_and_write(&sink, &group.leaves);
             drop(group);
-            drop(permits);
             let input = Input::Batch { root: sink.root, fetch: sink.fetch, peer, batch, event };
             // a hub that is gone is shutting down
             let _gone = sink.inbox.blocking_send(input);
         }));
     }
+}
+
+/// Leaves that are whole and go to a blocking thread together, with the room that they take.
+#[derive(Default)]
+struct Group {
+    leaves: Vec<(u32, Vec<u8>)>,
+    bytes: usize,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 fn verify_and_write(sink: &Sink, group: &[(u32, Vec<u8>)]) -> BatchEvent {

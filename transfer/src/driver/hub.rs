@@ -193,8 +193,9 @@ impl Hub {
             Input::Counters(reply) => {
                 let _gone = reply.send(self.counters());
             }
-            Input::SetRates(rates) => {
-                self.rates.send_replace(rates);
+            Input::Limit(change, reply) => {
+                self.rates.send_modify(|rates| rates.change(change));
+                let _gone = reply.send(*self.rates.borrow());
             }
             Input::Connected(connection) => self.connected(connection),
             Input::DialFailed(root, peer, why) => {

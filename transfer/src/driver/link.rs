@@ -23,6 +23,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(300);
 /// Buffers of control messages that may be on their way to the writer; the hub keeps the rest.
 const WRITER_QUEUE: usize = 8;
+/// Leaves of one peer that are being read at once. A peer answers one request after another; lost packets may put the
+/// beginning of an answer before the end of the one before. Whoever mixes more answers stalls by its own fault.
+const LEAVES_READ_AT_ONCE: usize = 2;
 
 /// How the reason of a connection ends that the peer is to blame for.
 pub(super) const PROTOCOL_FAULT: &str = "protocol fault";
@@ -40,6 +43,8 @@ pub(super) struct LinkShared {
     pub(super) buckets: Buckets,
     /// The shortest round trip seen.
     rtt_micros: AtomicU64,
+    /// Leaves of this peer that are being read: [`LEAVES_READ_AT_ONCE`].
+    pub(super) reading: Semaphore,
     /// The place of a connection whose windows were widened.
     wide: OnceLock<OwnedSemaphorePermit>,
 }
@@ -52,6 +57,7 @@ impl LinkShared {
             bytes_in: AtomicU64::new(0),
             buckets: Buckets::default(),
             rtt_micros: AtomicU64::new(connection.quinn().rtt().as_micros() as u64),
+            reading: Semaphore::new(LEAVES_READ_AT_ONCE),
             wide: OnceLock::new(),
         }
     }

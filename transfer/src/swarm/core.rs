@@ -7,7 +7,7 @@ mod book;
 mod choose;
 
 use super::{
-    peer::{ABSENT, Meter, Peer, PeerAccount},
+    peer::{ABSENT, InFlight, Meter, Peer, PeerAccount},
     picker::Picker,
     stripe::{self, Stripe},
 };
@@ -208,9 +208,7 @@ pub struct Swarm {
     meter: Meter,
     /// Moving average of the round trips of those who deliver, seconds.
     rtt: f64,
-    in_flight: u64,
-    /// The part of it that waits at seeders for what only they have.
-    in_flight_scarce: u64,
+    in_flight: InFlight,
     progress: Progress,
     bytes_needed: u64,
 }
@@ -273,8 +271,7 @@ impl Swarm {
             starved: false,
             meter: Meter::default(),
             rtt: 0.0,
-            in_flight: 0,
-            in_flight_scarce: 0,
+            in_flight: InFlight::default(),
             progress,
             bytes_needed,
         }
@@ -302,7 +299,7 @@ impl Swarm {
 
     /// Bytes that are asked for and not delivered, over all peers.
     pub fn in_flight(&self) -> u64 {
-        self.in_flight
+        self.in_flight.all()
     }
 
     /// A peer takes part. It has nothing until [`handle_have`](Self::handle_have) says so. `tag` is the same for all who

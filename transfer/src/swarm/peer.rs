@@ -64,8 +64,40 @@ impl Meter {
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) leaves: VecDeque<u32>,
-    /// It is for leaves that only seeders had when it was sent.
-    pub(super) scarce: bool,
+    pub(super) lane: Lane,
+}
+
+/// What the bytes of a request count as while they are on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Leaves that leechers have as well.
+    Open,
+    /// Leaves that only seeders had when they were asked for.
+    Scarce,
+    /// Asked of a peer that stalled: nothing of it is counted on, so it keeps nobody else from being asked.
+    Stuck,
+}
+
+/// Bytes that are on their way from all peers, by [`Lane`].
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    pub(super) open: u64,
+    pub(super) scarce: u64,
+    stuck: u64,
+}
+
+impl InFlight {
+    pub(super) fn lane(&mut self, lane: Lane) -> &mut u64 {
+        match lane {
+            Lane::Open => &mut self.open,
+            Lane::Scarce => &mut self.scarce,
+            Lane::Stuck => &mut self.stuck,
+        }
+    }
+
+    pub(super) fn all(&self) -> u64 {
+        self.open + self.scarce + self.stuck
+    }
 }
 
 impl Batch {

@@ -204,6 +204,20 @@ fn a_stalled_peer_is_replaced_within_five_seconds() {
     assert_eq!(w.swarm.account(slow).unwrap().leaves, 0);
 }
 
+/// What is asked of them is on its way for ever. It must not use up what may be on its way.
+#[test]
+fn many_stalled_peers_keep_nobody_from_asking_the_one_that_answers() {
+    let mut w = World::new(vec![256 << 10; 100]);
+    for _ in 0..40 {
+        w.join(Kind::Staller, (0..100).collect());
+    }
+    w.join(Kind::Honest, (0..100).collect());
+    while !w.swarm.is_complete() {
+        w.step(0);
+        assert!(w.now < Duration::from_secs(7), "{} of 100 leaves", w.done.len());
+    }
+}
+
 #[test]
 fn a_stalled_peer_that_nobody_can_replace_is_dropped_in_the_end() {
     let mut w = World::new(vec![100_000; 4]);

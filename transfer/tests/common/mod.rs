@@ -3,7 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use shoal_content::{Cid, Profile, SHOAL_V1};
-use shoal_net::{Connection, Endpoint, Incoming, Keypair, NetConfig, PeerId};
+use shoal_net::{Connection, Endpoint, Incoming, Keypair, NetConfig, PeerId, quinn::SendStream};
 use shoal_store::{ImportOptions, Options, Store};
 use shoal_transfer::{
     Fetch, FetchError, FetchEvent, FetchReport, FetchRequest, PeerAddr, Transfer, TransferConfig,
@@ -137,6 +137,9 @@ pub struct RawPeer {
     tasks: tokio::task::JoinSet<()>,
 }
 
+/// Seed and length of the [noise] that [`Manner::Mixes`] has.
+pub const MIXED_FILE: (u64, usize) = (21, 24 << 20);
+
 /// What a raw peer does with a request for leaves.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
@@ -150,6 +153,10 @@ pub enum Manner {
     Boasts,
     /// The first control frame is garbage.
     Babbles,
+    /// Every leaf is announced and begun, and none is ended.
+    Dangles,
+    /// Four requests are answered at once, a piece of each in turn, until the requester reads no more of them.
+    Mixes,
 }
 
 impl RawPeer {
@@ -195,6 +202,7 @@ async fn misbehave(connection: Connection, root: Cid, sizes: Vec<u32>, manner: M
     }
     control.write_all(&bytes).await.unwrap();
     let mut held = vec![];
+    let mut mixed = vec![];
     while let Ok((mut send, mut recv)) = connection.quinn().accept_bi().await {
         let Ok(head) = recv.read_to_end(1 << 16).await else { continue };
         let Ok(Request::Leaves { leaves, .. }) = Request::decode(&head) else { continue };
@@ -214,7 +222,49 @@ async fn misbehave(connection: Connection, root: Cid, sizes: Vec<u32>, manner: M
             Manner::HangsUp => {
                 let _gone = send.finish();
             }
+            Manner::Dangles => {
+                let first = leaves.ranges()[0].start;
+                let mut record = vec![0];
+                record.extend_from_slice(&sizes[first as usize].to_be_bytes());
+                record.push(0);
+                let _gone = send.write_all(&record).await;
+                held.push((send, recv));
+            }
+            Manner::Mixes => {
+                mixed.push((send, leaves));
+                if mixed.len() == 4 {
+                    mix(&sizes, std::mem::take(&mut mixed)).await;
+                }
+            }
             _ => held.push((send, recv)),
         }
+    }
+}
+
+/// The answer of a peer that has the leaves of [`MIXED_FILE`], in pieces, in turn with other answers.
+async fn mix(sizes: &[u32], mut answers: Vec<(SendStream, LeafSet)>) {
+    let content = noise(MIXED_FILE.0, MIXED_FILE.1);
+    let mut rest: Vec<Vec<u8>> = (answers.iter())
+        .map(|(_, leaves)| {
+            let mut answer = vec![];
+            for leaf in leaves.ranges().into_iter().flatten().map(|l| l as usize) {
+                let start: usize = sizes[..leaf].iter().map(|s| *s as usize).sum();
+                answer.push(0);
+                answer.extend_from_slice(&sizes[leaf].to_be_bytes());
+                answer.extend_from_slice(&content[start..start + sizes[leaf] as usize]);
+            }
+            answer
+        })
+        .collect();
+    while rest.iter().any(|r| !r.is_empty()) {
+        for ((send, _), rest) in answers.iter_mut().zip(&mut rest) {
+            let piece: Vec<u8> = rest.drain(..rest.len().min(4096)).collect();
+            if send.write_all(&piece).await.is_err() {
+                return;
+            }
+        }
+    }
+    for (send, _) in &mut answers {
+        let _gone = send.finish();
     }
 }

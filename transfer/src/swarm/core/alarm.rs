@@ -1,6 +1,6 @@
 //! What happens when nothing happens: stalled peers, pauses that end, starving. No other timer exists in the scheduler.
 
-use super::*;
+use super::{super::peer::Lane, *};
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 /// With leaves to fetch, nothing asked of anybody and nothing to ask for but what others own, wait so long.
@@ -124,6 +124,13 @@ impl Swarm {
         for batch in movable {
             self.actions.push_back(Action::Cancel { peer, batch });
             self.handle_ended(now, peer, batch, false);
+        }
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        for b in p.batches.values_mut() {
+            let bytes = b.leaves.iter().map(|l| u64::from(self.sizes[*l as usize])).sum::<u64>();
+            *self.in_flight.lane(b.lane) -= bytes;
+            b.lane = Lane::Stuck;
+            *self.in_flight.lane(b.lane) += bytes;
         }
     }
 }

@@ -16,8 +16,7 @@ impl Swarm {
         }
         let size = u64::from(self.sizes[leaf as usize]);
         p.in_flight -= size;
-        self.in_flight -= size;
-        self.in_flight_scarce -= if b.scarce { size } else { 0 };
+        *self.in_flight.lane(b.lane) -= size;
         if b.leaves.is_empty() {
             p.batches.remove(&batch);
         }
@@ -39,8 +38,7 @@ impl Swarm {
 
     /// So many bytes of a request are no longer on their way.
     pub(super) fn landed(&mut self, b: &Batch, bytes: u64) {
-        self.in_flight -= bytes;
-        self.in_flight_scarce -= if b.scarce { bytes } else { 0 };
+        *self.in_flight.lane(b.lane) -= bytes;
     }
 
     pub(super) fn release(&mut self, peer: PeerIx, batch: BatchId, leaves: impl IntoIterator<Item = u32>) {
@@ -73,11 +71,10 @@ impl Swarm {
             let Some(p) = &mut self.peers[slot as usize] else { continue };
             p.overtaken += 1;
             // a request that holds more is left to run: stopping it would cost its other leaves
-            if p.batches.get(&batch).is_some_and(|b| b.leaves == [leaf]) {
-                let scarce = p.batches.remove(&batch).is_some_and(|b| b.scarce);
+            if let Some(lane) = p.batches.get(&batch).filter(|b| b.leaves == [leaf]).map(|b| b.lane) {
+                p.batches.remove(&batch);
                 p.in_flight -= size;
-                self.in_flight -= size;
-                self.in_flight_scarce -= if scarce { size } else { 0 };
+                *self.in_flight.lane(lane) -= size;
                 self.ready(slot);
                 self.actions.push_back(Action::Cancel { peer: other, batch });
             }

@@ -5,7 +5,7 @@
 //! leaves that it has. At the end a leaf that is late is asked for a second time.
 
 use super::{super::peer::WINDOW_GAIN, *};
-use crate::swarm::peer::Batch;
+use crate::swarm::peer::{Batch, Lane};
 
 /// With so many peers there is always another one to ask.
 const MANY: u64 = 8;
@@ -49,28 +49,28 @@ impl Swarm {
             let ahead = (self.outflow.peak() * AHEAD * WINDOW_GAIN) as u64;
             self.look_ahead(ahead.max(LEAST_AHEAD));
         }
-        if self.announced >= self.released + RELEASE_EVERY && self.in_flight - self.in_flight_scarce < total {
+        if self.announced >= self.released + RELEASE_EVERY && self.in_flight.open < total {
             self.released = self.announced;
             if let Some(slot) = self.held.pop_front() {
                 self.ready(slot);
             }
         }
         let takers = self.takers(now);
-        while scarce && self.in_flight_scarce < total {
+        while scarce && self.in_flight.scarce < total {
             let Some(slot) = self.soonest(true) else { break };
             self.ask(now, slot, takers);
         }
-        while self.in_flight - self.in_flight_scarce < total {
+        while self.in_flight.open < total {
             let Some(slot) = self.soonest(false) else { break };
             self.ask(now, slot, takers);
         }
-        if self.in_flight - self.in_flight_scarce >= total / 2 || self.held.is_empty() {
+        if self.in_flight.open >= total / 2 || self.held.is_empty() {
             self.held_since = None;
         } else {
             self.held_since.get_or_insert(now);
             self.next_release.get_or_insert(now + HOLD);
         }
-        if self.in_flight > 0 || self.picker.len() == 0 {
+        if self.in_flight.all() > 0 || self.picker.len() == 0 {
             self.idle_since = None;
         } else if self.idle_since.is_none() {
             self.idle_since = Some(now);
@@ -157,15 +157,19 @@ impl Swarm {
         let scarce = self.at(slot).is_some_and(Peer::is_seeder) && self.picker.availability(leaves[0]) == 0;
         let batch = BatchId(self.next_batch);
         self.next_batch += 1;
-        if self.in_flight == 0 {
+        if self.in_flight.all() == 0 {
             self.meter.restart(now);
         }
-        self.in_flight += bytes;
-        self.in_flight_scarce += if scarce { bytes } else { 0 };
         let Some(p) = &mut self.peers[slot as usize] else { return };
         let peer = p.ix;
+        let lane = match () {
+            () if p.snubbed => Lane::Stuck,
+            () if scarce => Lane::Scarce,
+            () => Lane::Open,
+        };
+        *self.in_flight.lane(lane) += bytes;
         p.asked(now, bytes);
-        p.batches.insert(batch, Batch { leaves: leaves.iter().copied().collect(), scarce });
+        p.batches.insert(batch, Batch { leaves: leaves.iter().copied().collect(), lane });
         for leaf in &leaves {
             self.leaves[*leaf as usize] = Leaf::Asked;
             let first = (peer, batch);
