@@ -187,6 +187,15 @@ impl<'a> View<'a> {
             )),
         }
         output.talk(&format!("{sentence}; every byte verified."));
+        // Of a first fetch over a fast link there is nothing to tell.
+        if done.bytes_local > 0 || done.bytes_moved < done.bytes_fetched {
+            let percent = 100.0 * done.bytes_moved as f64 / done.bytes.max(1) as f64;
+            output.talk(&format!(
+                "{} moved, {percent:.1} %: {} saved.",
+                bytes(done.bytes_moved),
+                bytes(done.bytes_saved)
+            ));
+        }
         for skipped in &done.skipped {
             output.talk(&format!("left out: {}", clean(skipped)));
         }

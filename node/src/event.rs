@@ -248,6 +248,10 @@ pub struct Done {
     pub files: u64,
     /// Verified bytes that came from peers in this run.
     pub bytes_fetched: u64,
+    /// Bytes that came from peers in this run in all, compressed where they came so: chunks and the nodes of the tree.
+    pub bytes_moved: u64,
+    /// What of `bytes` did not have to be moved: it was here, or came compressed.
+    pub bytes_saved: u64,
     /// Bytes in place from an earlier run.
     pub bytes_resumed: u64,
     /// Bytes taken from content that was here already.

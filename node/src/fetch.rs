@@ -270,6 +270,8 @@ impl State {
             bytes: report.bytes,
             files: self.files,
             bytes_fetched: report.bytes_fetched,
+            bytes_moved: report.bytes_moved,
+            bytes_saved: report.bytes.saturating_sub(report.bytes_moved),
             bytes_resumed: report.bytes_resumed,
             bytes_local: report.bytes_local,
             bytes_duplicate: report.bytes_duplicate,

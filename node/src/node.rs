@@ -115,7 +115,12 @@ impl Node {
         };
         let dht = Dht::start(keypair, transport, listen, dht_config)
             .map_err(|error| Failure::from_error(crate::Class::Network, &error))?;
-        let transfer_config = TransferConfig { agent: agent(), rates: settings.rates(), ..TransferConfig::default() };
+        let transfer_config = TransferConfig {
+            agent: agent(),
+            rates: settings.rates(),
+            compression: settings.compression,
+            ..TransferConfig::default()
+        };
         let transfer = Transfer::start(endpoint.clone(), incoming, store.clone(), transfer_config);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let announcer = Announcer::start(dht.clone(), &tasks, stop.clone());

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::mpsc::sync_channel, thread::JoinHandle};
 
 use shoal_content::Cid;
 use shoal_net::{Connection, Endpoint, Incoming, Keypair, NetConfig, PeerId};
-use shoal_transfer::wire::{Hello, LeafHead, LeafSet, Message, Request, encode_leaf_head};
+use shoal_transfer::wire::{Hello, LeafSet, Message, PackHead, PackKind, Request};
 use tokio::{sync::oneshot, task::JoinSet};
 
 use crate::{
@@ -105,7 +105,8 @@ async fn misbehave(
             Request::Leaves { leaves, .. } if manner == Manner::Lies => {
                 for leaf in leaves.ranges().into_iter().flatten() {
                     let len = leaf_sizes[leaf as usize];
-                    send.write_all(&encode_leaf_head(LeafHead::Data(len))).await?;
+                    let head = PackHead { kind: PackKind::Plain, items: 1, plain: len, wire: len };
+                    send.write_all(&head.encode()).await?;
                     send.write_all(&noise(u64::from(leaf) + 99, len.into())).await?;
                 }
                 send.finish()?;

@@ -3,6 +3,7 @@
 use crate::{
     rate::Rates,
     swarm::{DropReason, SwarmConfig},
+    wire::Packing,
 };
 use shoal_content::{Cid, RelPath, SelectError, WalkError};
 use shoal_net::PeerId;
@@ -56,6 +57,30 @@ impl Default for TransferLimits {
     }
 }
 
+/// Whether chunks and nodes travel compressed. What is on disk, and what is hashed, are the plain bytes in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// Where a link is slower than a core compresses; and for a next version, most of which is here already, wherever it
+    /// makes less of the rest.
+    #[default]
+    Auto,
+    /// Wherever it makes less of it.
+    Always,
+    /// Never, in neither direction.
+    Off,
+}
+
+impl Compression {
+    /// How to ask for content of which most is here, or is not.
+    pub(crate) fn packing(self, mostly_here: bool) -> Packing {
+        match self {
+            Compression::Off => Packing::Off,
+            Compression::Auto if !mostly_here => Packing::IfFaster,
+            Compression::Auto | Compression::Always => Packing::IfSmaller,
+        }
+    }
+}
+
 /// Settings of the driver.
 #[derive(Debug, Clone, Default)]
 pub struct TransferConfig {
@@ -63,6 +88,8 @@ pub struct TransferConfig {
     pub agent: String,
     /// Rate limits to begin with.
     pub rates: Rates,
+    /// Compression on the wire.
+    pub compression: Compression,
     /// The scheduler's settings.
     pub swarm: SwarmConfig,
     /// Limits.
@@ -165,6 +192,9 @@ pub struct FetchReport {
     pub bytes: u64,
     /// Verified bytes that came from peers in this run.
     pub bytes_fetched: u64,
+    /// Bytes that came from peers in this run in all: chunks and nodes, compressed where they came so. Without what QUIC
+    /// adds.
+    pub bytes_moved: u64,
     /// Bytes found in place from an earlier run.
     pub bytes_resumed: u64,
     /// Bytes taken from content that was already here.

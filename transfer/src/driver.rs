@@ -11,6 +11,7 @@ mod link;
 mod resolve;
 mod root;
 mod serve;
+mod thrift;
 mod throttle;
 
 use crate::{

@@ -1,19 +1,19 @@
 //! The wire format of `shoal/1`: what peers say to each other on a QUIC connection, byte by byte.
 //!
-//! Lives here: control messages, request heads, record heads, their encoding and a bounded streaming decoder.
+//! Lives here: control messages, request heads, packs, their encoding and a bounded streaming decoder.
 //! Never here: sockets, clocks, decisions. The format is described with test vectors in `docs/protocol.md`.
 //!
 //! Integers are QUIC variable-length integers (RFC 9000, section 16) unless a width is named. A frame is
 //! `length ‖ type (1 byte) ‖ body`; `length` counts type and body and is at most [`MAX_FRAME_BYTES`].
 
 mod message;
+mod pack;
 mod request;
 mod varint;
 
 pub use message::{Decoder, Hello, LeafSet, Message, PeerHint};
-pub use request::{
-    DONT_HAVE, LeafHead, MAX_HEAD_BYTES, NodeHead, Request, RequestDecodeError, decode_leaf_head, encode_leaf_head,
-};
+pub use pack::{MAX_PACK_BYTES, MAX_PACK_RATIO, PACK_HEAD_BYTES, PackHead, PackKind, Packing, compress, decompress};
+pub use request::{Request, RequestDecodeError};
 pub use varint::{Reader, put_varint, varint_len};
 
 /// A control frame or a request head is at most this many bytes; a longer one ends the connection.
@@ -32,6 +32,12 @@ pub const MAX_TEXT_BYTES: usize = 256;
 pub const MAX_PEER_ID_BYTES: usize = 64;
 /// Leaves asked for in one request.
 pub const MAX_LEAVES_PER_REQUEST: usize = 4096;
+
+/// Bits of `features` in `Hello`.
+pub mod feature {
+    /// The sender reads packs under zstd.
+    pub const ZSTD: u64 = 1;
+}
 
 /// Reset and stop codes of request streams.
 pub mod code {
@@ -66,4 +72,7 @@ pub enum WireError {
     /// A field holds a value that it must not.
     #[error("field {0} holds a value outside its range")]
     BadField(&'static str),
+    /// A compressed pack that is no zstd frame, or of another length than it says.
+    #[error("a compressed pack does not hold what it says")]
+    BadPack,
 }

@@ -89,6 +89,7 @@ async fn liars_and_stallers_are_named_and_worked_around() {
         (Manner::HangsUp, "protocol fault"),
         (Manner::Boasts, "do not exist"),
         (Manner::Babbles, "protocol fault"),
+        (Manner::Bombs, "does not hold what it says"),
     ] {
         let raw = RawPeer::start(root, sizes.clone(), manner);
         let leecher = Peer::start();

@@ -3,7 +3,7 @@
 use std::{num::NonZeroUsize, time::Duration};
 
 use shoal_net::{Congestion, Multiaddr};
-use shoal_transfer::Rates;
+use shoal_transfer::{Compression, Rates};
 
 use super::value::Raw;
 use crate::RateLimit;
@@ -36,6 +36,8 @@ pub struct Settings {
     pub upload_limit_per_peer: RateLimit,
     /// Bytes per second received from one peer.
     pub download_limit_per_peer: RateLimit,
+    /// Compression on the wire.
+    pub compression: Compression,
     /// Connections in all.
     pub connections: usize,
     /// Page cache of the index, in bytes.
@@ -74,6 +76,7 @@ impl Default for Settings {
             download_limit: RateLimit::default(),
             upload_limit_per_peer: RateLimit::default(),
             download_limit_per_peer: RateLimit::default(),
+            compression: Compression::default(),
             connections: 1024,
             index_cache_bytes: 16 << 20,
             import_threads: cores.min(16),
@@ -113,6 +116,9 @@ const RATE: &str = "\"none\" or a rate, such as \"10 MB/s\" or \"80 Mbit/s\"";
 
 const CONGESTION: [(&str, Congestion); 3] =
     [("cubic", Congestion::Cubic), ("bbr", Congestion::Bbr), ("new-reno", Congestion::NewReno)];
+
+const COMPRESSION: [(&str, Compression); 3] =
+    [("auto", Compression::Auto), ("always", Compression::Always), ("off", Compression::Off)];
 
 /// All settings, in the order in which they are listed.
 pub const KEYS: &[Key] = &[
@@ -216,6 +222,17 @@ pub const KEYS: &[Key] = &[
         help: "Most that is received from one peer.",
         set: |settings, raw| raw.rate_limit().map(|limit| settings.download_limit_per_peer = limit),
         show: |settings| settings.download_limit_per_peer.to_string().into(),
+    },
+    Key {
+        name: "compression",
+        unit: "\"auto\", \"always\" or \"off\"",
+        help: "Compress what travels: where a link is slower than a core and for next versions, wherever it gets smaller, \
+               or never. What is stored and hashed is not compressed in any case.",
+        set: |settings, raw| raw.word(&COMPRESSION).map(|compression| settings.compression = compression),
+        show: |settings| {
+            let word = COMPRESSION.iter().find(|(_, value)| *value == settings.compression);
+            word.map_or("auto", |pair| pair.0).into()
+        },
     },
     Key {
         name: "connections",

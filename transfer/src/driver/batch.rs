@@ -1,5 +1,5 @@
-//! Runs one request for leaves: asks, reads the answer, hands each leaf to a blocking thread that verifies it and writes
-//! it to its place. It decides nothing; what happened goes to the hub.
+//! Runs one request for leaves: asks, reads the packs of the answer, hands their leaves to a blocking thread that unpacks,
+//! verifies and writes them to their places. It decides nothing; what happened goes to the hub.
 
 use super::{
     Input,
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     swarm::{BatchId, PeerIx},
-    wire::{LeafHead, LeafSet, MAX_HEAD_BYTES, Request, code, decode_leaf_head},
+    wire::{self, LeafSet, PACK_HEAD_BYTES, PackHead, PackKind, Packing, Request, code},
 };
 use shoal_content::{Cid, Manifest};
 use shoal_net::{
@@ -105,6 +105,10 @@ pub(super) struct Sink {
     budget_permits: u32,
     throttle: Arc<Throttle>,
     inbox: mpsc::Sender<Input>,
+    /// How leaves may be sent.
+    packing: Packing,
+    /// Bytes that came, before they were unpacked.
+    pub(super) bytes_in: AtomicU64,
 }
 
 impl Sink {
@@ -114,6 +118,7 @@ impl Sink {
         manifest: Arc<Manifest>,
         checkout: Arc<Checkout>,
         verify_bytes: usize,
+        packing: Packing,
         throttle: Arc<Throttle>,
         inbox: mpsc::Sender<Input>,
     ) -> Self {
@@ -128,6 +133,8 @@ impl Sink {
             budget_permits: permits as u32,
             throttle,
             inbox,
+            packing,
+            bytes_in: AtomicU64::new(0),
         }
     }
 }
@@ -165,47 +172,98 @@ impl BatchRun {
             // the scheduler's limits keep a request inside one set
             return Err(End::Fault("a request does not fit a message".into()));
         };
-        let head = Request::Leaves { root: self.sink.root, leaves: leaves.clone() }.encode();
+        let packing = self.sink.packing;
+        let head = Request::Leaves { root: self.sink.root, packing, leaves: leaves.clone() }.encode();
         send.write_all(&head).await.map_err(|_| End::TurnedDown)?;
         send.finish().map_err(|_| End::Lost)?;
         let mut group = Group::default();
         let mut refused = vec![];
-        let mut news = News { bytes: 0, at: Instant::now() };
-        for leaf in &self.leaves {
-            let mut head = [0; MAX_HEAD_BYTES];
+        let mut news = News { bytes: 0, wire: 0, at: Instant::now() };
+        let mut rest = &self.leaves[..];
+        while !rest.is_empty() {
+            let mut head = [0; PACK_HEAD_BYTES];
             read_exact(&mut recv, &mut head).await?;
-            match decode_leaf_head(head).map_err(|e| End::Fault(e.to_string()))? {
-                LeafHead::DontHave => refused.push((*leaf, Outcome::Refused)),
-                LeafHead::Data(len) => {
-                    let expected = self.sink.manifest.leaves()[*leaf as usize].len;
-                    if len != expected {
-                        return Err(End::Fault(format!("leaf {leaf} came with {len} bytes instead of {expected}")));
-                    }
-                    let bytes = {
-                        // so that a peer's unfinished leaves are few, and take nothing from those of others
-                        let _reading = self.shared.reading.acquire().await.map_err(|_| End::Lost)?;
-                        self.read_leaf(&mut recv, len as usize, &mut news).await?
-                    };
-                    self.take_room(&mut group, bytes.len()).await?;
-                    group.bytes += bytes.len();
-                    group.leaves.push((*leaf, bytes));
-                    if group.bytes >= GROUP_BYTES {
-                        self.write(&mut group);
-                    }
+            news.wire += PACK_HEAD_BYTES as u64;
+            let head = PackHead::decode(&head).map_err(|e| End::Fault(e.to_string()))?;
+            let Some((leaves, later)) = rest.split_at_checked(head.items.into()) else {
+                return Err(End::Fault(format!("sent {} leaves where {} were asked for", head.items, rest.len())));
+            };
+            rest = later;
+            if head.kind == PackKind::Missing {
+                refused.extend(leaves.iter().map(|leaf| (*leaf, Outcome::Refused)));
+                continue;
+            }
+            let expected: u64 = leaves.iter().map(|leaf| self.len(*leaf) as u64).sum();
+            if expected != u64::from(head.plain) {
+                let (first, count, plain) = (leaves[0], leaves.len(), head.plain);
+                return Err(End::Fault(format!(
+                    "{count} leaves from {first} on came with {plain} bytes, not {expected}"
+                )));
+            }
+            match head.kind {
+                PackKind::Zstd if packing == Packing::Off => {
+                    return Err(End::Fault("compressed what was to come plain".into()));
                 }
+                PackKind::Zstd => {
+                    self.write(&mut group);
+                    let frame = self.read(&mut recv, head.wire as usize, head.plain, &mut news).await?;
+                    self.take_room(&mut group, head.plain as usize).await?;
+                    group.leaves.extend_from_slice(leaves);
+                    group.bytes = frame;
+                    group.packed = Some(head);
+                    self.write(&mut group);
+                }
+                _ => self.read_plain(&mut recv, leaves, &mut group, &mut news).await?,
             }
         }
         self.write(&mut group);
-        if news.bytes > 0 {
-            self.tell(BatchEvent::Bytes(news.bytes)).await;
-        }
+        self.tell_news(&mut news).await;
         if !refused.is_empty() {
             self.tell(BatchEvent::Leaves(refused)).await;
         }
         Ok(End::Complete)
     }
 
-    /// Waits for room for a leaf that is whole, in the budget of all requests. What holds some of it already goes on its
+    fn len(&self, leaf: u32) -> usize {
+        self.sink.manifest.leaves()[leaf as usize].len as usize
+    }
+
+    /// Reads leaves that come plain, in stretches of about a group.
+    async fn read_plain(
+        &self,
+        recv: &mut RecvStream,
+        mut leaves: &[u32],
+        group: &mut Group,
+        news: &mut News,
+    ) -> Result<(), End> {
+        while !leaves.is_empty() {
+            let (mut count, mut bytes) = (0, 0);
+            for leaf in leaves {
+                let len = self.len(*leaf);
+                if count > 0 && bytes + len > GROUP_BYTES {
+                    break;
+                }
+                bytes += len;
+                count += 1;
+            }
+            let (now, later) = leaves.split_at(count);
+            let read = self.read(recv, bytes, bytes as u32, news).await?;
+            self.take_room(group, bytes).await?;
+            group.leaves.extend_from_slice(now);
+            if group.bytes.is_empty() {
+                group.bytes = read;
+            } else {
+                group.bytes.extend_from_slice(&read);
+            }
+            if group.bytes.len() >= GROUP_BYTES {
+                self.write(group);
+            }
+            leaves = later;
+        }
+        Ok(())
+    }
+
+    /// Waits for room for leaves that are whole, in the budget of all requests. What holds some of it already goes on its
     /// way first, so that two requests never wait for each other.
     async fn take_room(&self, group: &mut Group, len: usize) -> Result<(), End> {
         let want = (len.div_ceil(PERMIT_BYTES).max(1) as u32).min(self.sink.budget_permits);
@@ -224,21 +282,36 @@ impl BatchRun {
         Ok(())
     }
 
-    async fn read_leaf(&self, recv: &mut RecvStream, len: usize, news: &mut News) -> Result<Vec<u8>, End> {
+    /// Reads `len` bytes that stand for `plain` bytes of leaves.
+    async fn read(&self, recv: &mut RecvStream, len: usize, plain: u32, news: &mut News) -> Result<Vec<u8>, End> {
+        // so that a peer's unfinished leaves are few, and take nothing from those of others
+        let _reading = self.shared.reading.acquire().await.map_err(|_| End::Lost)?;
+        // `len` is held against the verified tree, or is less than what is
         let mut bytes = Vec::with_capacity(len);
         while bytes.len() < len {
             let chunk = recv.read_chunk(len - bytes.len(), true).await.map_err(|e| lost(&e))?;
             let chunk = chunk.ok_or(End::Fault("the answer ends inside a leaf".into()))?;
             bytes.extend_from_slice(&chunk.bytes);
-            news.bytes += chunk.bytes.len() as u64;
+            let came = chunk.bytes.len() as u64;
+            news.wire += came;
+            // what the swarm counts is leaves, not what they travelled as
+            news.bytes += came * u64::from(plain) / len as u64;
             self.sink.throttle.pass(Way::Down, &self.shared.buckets, chunk.bytes.len()).await;
             if news.bytes >= NEWS_BYTES || news.at.elapsed() >= NEWS_EVERY {
-                self.shared.bytes_in.fetch_add(news.bytes, Ordering::Relaxed);
-                self.tell(BatchEvent::Bytes(news.bytes)).await;
-                *news = News { bytes: 0, at: Instant::now() };
+                self.tell_news(news).await;
             }
         }
         Ok(bytes)
+    }
+
+    async fn tell_news(&self, news: &mut News) {
+        self.shared.bytes_in.fetch_add(news.wire, Ordering::Relaxed);
+        self.sink.bytes_in.fetch_add(news.wire, Ordering::Relaxed);
+        let bytes = news.bytes;
+        *news = News { bytes: 0, wire: 0, at: Instant::now() };
+        if bytes > 0 {
+            self.tell(BatchEvent::Bytes(bytes)).await;
+        }
     }
 
     /// Gives the group to a blocking thread, which reports what became of it.
@@ -250,7 +323,7 @@ impl BatchRun {
         let (sink, peer, batch) = (self.sink.clone(), self.peer, self.batch);
         // the handle is not needed: the closure reports, and the room it holds says when it is over
         drop(tokio::task::spawn_blocking(move || {
-            let event = verify_and_write(&sink, &group.leaves);
+            let event = unpack_and_write(&sink, &group);
             drop(group);
             let input = Input::Batch { root: sink.root, fetch: sink.fetch, peer, batch, event };
             // a hub that is gone is shutting down
@@ -262,31 +335,59 @@ impl BatchRun {
 /// Leaves that are whole and go to a blocking thread together, with the room that they take.
 #[derive(Default)]
 struct Group {
-    leaves: Vec<(u32, Vec<u8>)>,
-    bytes: usize,
+    leaves: Vec<u32>,
+    /// One leaf behind the other.
+    bytes: Vec<u8>,
+    /// Where `bytes` is a zstd frame: the head that came before it.
+    packed: Option<PackHead>,
     room: Option<OwnedSemaphorePermit>,
 }
 
-fn verify_and_write(sink: &Sink, group: &[(u32, Vec<u8>)]) -> BatchEvent {
-    let mut outcomes = Vec::with_capacity(group.len());
-    for (leaf, bytes) in group {
-        let outcome = if !sink.claims.claim(*leaf) {
+fn unpack_and_write(sink: &Sink, group: &Group) -> BatchEvent {
+    match &group.packed {
+        None => verify_and_write(sink, &group.leaves, &group.bytes),
+        Some(head) => match wire::decompress(head, &group.bytes) {
+            Ok(bytes) => verify_and_write(sink, &group.leaves, &bytes),
+            Err(error) => BatchEvent::Ended(End::Fault(error.to_string())),
+        },
+    }
+}
+
+fn verify_and_write(sink: &Sink, leaves: &[u32], bytes: &[u8]) -> BatchEvent {
+    let mut outcomes = Vec::with_capacity(leaves.len());
+    // Good leaves since the last one that was not, where they begin among `leaves` and in `bytes`.
+    let (mut first, mut from, mut at) = (0, 0, 0);
+    for (index, &leaf) in leaves.iter().enumerate() {
+        let known = sink.manifest.leaves()[leaf as usize];
+        let end = at + known.len as usize;
+        let outcome = if !sink.claims.claim(leaf) {
             Outcome::Duplicate
-        } else if !sink.manifest.leaves()[*leaf as usize].cid.verify(bytes) {
-            sink.claims.give_back(*leaf);
+        } else if !known.cid.verify(&bytes[at..end]) {
+            sink.claims.give_back(leaf);
             Outcome::Corrupt
-        } else if let Err(error) = sink.checkout.write(*leaf, bytes) {
-            return BatchEvent::WriteFailed(error);
         } else {
             Outcome::Written
         };
-        outcomes.push((*leaf, outcome));
+        outcomes.push((leaf, outcome));
+        if outcome != Outcome::Written {
+            if let Err(error) = sink.checkout.write_run(&leaves[first..index], &bytes[from..at]) {
+                return BatchEvent::WriteFailed(error);
+            }
+            (first, from) = (index + 1, end);
+        }
+        at = end;
     }
-    BatchEvent::Leaves(outcomes)
+    match sink.checkout.write_run(&leaves[first..], &bytes[from..at]) {
+        Ok(()) => BatchEvent::Leaves(outcomes),
+        Err(error) => BatchEvent::WriteFailed(error),
+    }
 }
 
 struct News {
+    /// Of leaves.
     bytes: u64,
+    /// As they came.
+    wire: u64,
     at: Instant,
 }
 

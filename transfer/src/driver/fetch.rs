@@ -72,6 +72,8 @@ pub(super) struct FetchState {
     pub(super) first_leaf: Option<Duration>,
     /// On the tree, until the root has a record.
     _hold: Arc<Hold>,
+    /// Bytes that came while the tree was resolved.
+    pub(super) bytes_of_nodes: u64,
     shares: BTreeMap<PeerId, PeerShare>,
     events: mpsc::Sender<FetchEvent>,
     backlog: VecDeque<FetchEvent>,
@@ -96,6 +98,7 @@ impl FetchState {
             last_told: now,
             first_leaf: None,
             _hold: hold,
+            bytes_of_nodes: 0,
             shares: BTreeMap::new(),
             events,
             backlog: VecDeque::new(),
@@ -193,6 +196,7 @@ impl FetchState {
             paths: landed.paths,
             bytes: progress.bytes_wanted,
             bytes_fetched: peers.iter().map(|s| s.bytes).sum(),
+            bytes_moved: self.bytes_of_nodes + running.sink.bytes_in.load(Ordering::Relaxed),
             bytes_resumed: running.bytes_resumed,
             bytes_local: running.bytes_local,
             bytes_duplicate: progress.bytes_duplicate,

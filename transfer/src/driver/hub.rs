@@ -15,7 +15,7 @@ use super::{
     throttle::Throttle,
 };
 use crate::{
-    api::{Counters, FetchError, FetchRequest, PeerAddr, PeerReport, SeedError, TransferConfig},
+    api::{Compression, Counters, FetchError, FetchRequest, PeerAddr, PeerReport, SeedError, TransferConfig},
     choke::{Choker, Verdict},
     rate::Rates,
     swarm::{Action, BatchId, PeerIx, Swarm},
@@ -109,7 +109,9 @@ impl Hub {
         let (served, watching) = watch::channel(Served::default());
         let (rates, changes) = watch::channel(config.rates);
         let throttle = Arc::new(Throttle::new(changes));
-        let server = Arc::new(Server::new(store.clone(), watching, throttle.clone(), config.limits.clone()));
+        let compress = config.compression != Compression::Off;
+        let server = Server::new(store.clone(), watching, throttle.clone(), config.limits.clone(), compress);
+        let server = Arc::new(server);
         Hub {
             me: endpoint.peer_id(),
             endpoint,

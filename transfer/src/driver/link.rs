@@ -1,13 +1,18 @@
 //! A connection's tasks: the control stream in, the control stream out, the requests in. It passes messages on and
 //! decides nothing.
 
-use super::{Input, LinkId, serve, throttle::Buckets};
-use crate::wire::{self, Decoder, Hello, Message};
+use super::{
+    Input, LinkId,
+    serve::{self, Attempt, Packed},
+    thrift::Thrift,
+    throttle::Buckets,
+};
+use crate::wire::{self, Decoder, Hello, Message, Packing, feature};
 use bytes::Bytes;
 use shoal_net::{CLOSE_NORMAL, Connection};
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -39,6 +44,10 @@ pub(super) struct LinkShared {
     pub(super) bytes_out: AtomicU64,
     /// Payload bytes received.
     pub(super) bytes_in: AtomicU64,
+    /// What the peer's hello says that it can; nothing until it came.
+    pub(super) features: AtomicU64,
+    /// Whether compressing pays.
+    thrift: Mutex<Thrift>,
     /// This peer's own rate limits.
     pub(super) buckets: Buckets,
     /// The shortest round trip seen.
@@ -55,10 +64,32 @@ impl LinkShared {
             choked: AtomicBool::new(false),
             bytes_out: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
+            features: AtomicU64::new(0),
+            thrift: Mutex::default(),
             buckets: Buckets::default(),
             rtt_micros: AtomicU64::new(connection.quinn().rtt().as_micros() as u64),
             reading: Semaphore::new(LEAVES_READ_AT_ONCE),
             wide: OnceLock::new(),
+        }
+    }
+
+    /// What this connection has shown of what compressing costs and saves. Held for moments.
+    pub(super) fn thrift(&self) -> MutexGuard<'_, Thrift> {
+        // a panic elsewhere leaves numbers, at worst old ones
+        self.thrift.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The level to compress the next pack with, if it is worth trying.
+    pub(super) fn level(&self, packing: Packing) -> Option<i32> {
+        self.thrift().level(packing, Duration::from_micros(self.rtt_micros.load(Ordering::Relaxed)))
+    }
+
+    /// Notes what came of it.
+    pub(super) fn note(&self, packed: &Packed) {
+        match packed.attempt {
+            Attempt::None => {}
+            Attempt::GaveWay(plain, took) => self.thrift().gave_way(plain, took),
+            Attempt::Resisted => self.thrift().resisted(),
         }
     }
 }
@@ -92,7 +123,7 @@ async fn run(
 ) -> String {
     // each of these loses nothing that matters when it is dropped: the connection ends with it
     tokio::select! {
-        why = read_control(id, connection, inbox) => why,
+        why = read_control(id, connection, &shared, inbox) => why,
         why = write_control(connection, queue) => why,
         why = server.answer_all(connection, &shared) => why,
         error = connection.quinn().closed() => closed_by(&error),
@@ -112,7 +143,7 @@ fn closed_by(error: &shoal_net::quinn::ConnectionError) -> String {
     }
 }
 
-async fn read_control(id: LinkId, connection: &Connection, inbox: &mpsc::Sender<Input>) -> String {
+async fn read_control(id: LinkId, connection: &Connection, shared: &LinkShared, inbox: &mpsc::Sender<Input>) -> String {
     let stream = tokio::time::timeout(HELLO_TIMEOUT, connection.quinn().accept_uni()).await;
     let mut stream = match stream {
         Ok(Ok(stream)) => stream,
@@ -134,7 +165,10 @@ async fn read_control(id: LinkId, connection: &Connection, inbox: &mpsc::Sender<
                 Err(error) => return format!("{PROTOCOL_FAULT}: {error}"),
             };
             match (&message, greeted) {
-                (Message::Hello(_), false) => greeted = true,
+                (Message::Hello(hello), false) => {
+                    greeted = true;
+                    shared.features.store(hello.features, Ordering::Relaxed);
+                }
                 (Message::Hello(_), true) => return format!("{PROTOCOL_FAULT}: a second hello"),
                 (_, false) => return format!("{PROTOCOL_FAULT}: no hello"),
                 (Message::Goodbye { reason }, true) => return format!("peer left: {}", reason.escape_debug()),
@@ -190,6 +224,7 @@ pub(super) fn widen(connection: &Connection, shared: &LinkShared, wide: &Arc<Sem
 }
 
 /// The first message.
-pub(super) fn hello(agent: &str, addrs: Vec<std::net::SocketAddr>) -> Message {
-    Message::Hello(Hello { version: 1, features: 0, agent: agent.to_owned(), addrs })
+pub(super) fn hello(agent: &str, addrs: Vec<std::net::SocketAddr>, compress: bool) -> Message {
+    let features = if compress { feature::ZSTD } else { 0 };
+    Message::Hello(Hello { version: 1, features, agent: agent.to_owned(), addrs })
 }

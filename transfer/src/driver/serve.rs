@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     api::TransferLimits,
-    wire::{LeafHead, LeafSet, MAX_FRAME_BYTES, Request, code, encode_leaf_head},
+    wire::{self, LeafSet, MAX_FRAME_BYTES, PACK_HEAD_BYTES, PackHead, PackKind, Packing, Request, code, feature},
 };
 use bytes::Bytes;
 use shoal_content::{Cid, Manifest};
@@ -16,10 +16,10 @@ use shoal_net::{
     Connection,
     quinn::{RecvStream, SendStream},
 };
-use shoal_store::{ReadError, Store};
+use shoal_store::Store;
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -30,6 +30,14 @@ use tokio::{
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Leaves are read in groups of about this many bytes: one step of disk work, few wake-ups.
 const GROUP_BYTES: usize = 512 << 10;
+/// What is compressed is read in groups of about this many: twice as long would save 1 % more.
+const PACKED_GROUP_BYTES: usize = 1 << 20;
+/// So much of a pack is compressed to see whether it is worth it.
+const SAMPLE_BYTES: usize = 8 << 10;
+/// Buffers below this are copied together: QUIC handles few long ones faster than many short ones.
+const SHORT_BYTES: usize = 32 << 10;
+/// Names of nodes that are sent at once.
+const NAMES_AT_ONCE: usize = 4096;
 /// A permit of the byte budget stands for this many bytes.
 const PERMIT_BYTES: usize = 1024;
 
@@ -43,6 +51,7 @@ pub(super) struct Server {
     wide: Arc<Semaphore>,
     throttle: Arc<Throttle>,
     limits: TransferLimits,
+    compress: bool,
 }
 
 /// A request that cannot be answered: the code its streams are reset with.
@@ -54,11 +63,12 @@ impl Server {
         served: watch::Receiver<Served>,
         throttle: Arc<Throttle>,
         limits: TransferLimits,
+        compress: bool,
     ) -> Self {
         let permits = (limits.serve_bytes / PERMIT_BYTES).max(2 * GROUP_BYTES / PERMIT_BYTES);
         let wide = Arc::new(Semaphore::new(limits.wide_connections));
         let budget = Arc::new(Semaphore::new(permits));
-        Server { store, served, budget, budget_permits: permits as u32, wide, throttle, limits }
+        Server { store, served, budget, budget_permits: permits as u32, wide, throttle, limits, compress }
     }
 
     /// Lets more be in flight on a connection whose path is long.
@@ -109,14 +119,32 @@ impl Server {
         let request = Request::decode(&head).map_err(|_| Refusal(code::PROTOCOL))?;
         let _turn = turns.acquire().await.map_err(|_| Refusal(code::FAILED))?;
         match request {
-            Request::Nodes { root, skip } => {
+            Request::Nodes { root, packing, skip } => {
                 let manifest = self.manifest(&root)?;
                 let nodes = manifest.nodes().get(skip as usize..).unwrap_or_default().to_vec();
-                self.send_nodes(send, nodes, shared).await
+                self.send_nodes(send, nodes, self.allowed(packing, shared), shared).await
             }
-            Request::Leaves { root, leaves } => {
+            Request::NodeList { root } => {
                 let manifest = self.manifest(&root)?;
-                self.send_leaves(send, &manifest, &leaves, shared).await
+                for cids in manifest.nodes().chunks(NAMES_AT_ONCE) {
+                    let keys: Vec<u8> = cids.iter().flat_map(Cid::key).collect();
+                    self.write(send, vec![keys.into()], shared).await?;
+                }
+                Ok(())
+            }
+            Request::SomeNodes { root, packing, nodes } => {
+                let manifest = self.manifest(&root)?;
+                let all = manifest.nodes();
+                let ranges = nodes.ranges();
+                if ranges.last().is_some_and(|r| r.end as usize > all.len()) {
+                    return Err(Refusal(code::PROTOCOL));
+                }
+                let nodes = ranges.into_iter().flatten().map(|i| all[i as usize]).collect();
+                self.send_nodes(send, nodes, self.allowed(packing, shared), shared).await
+            }
+            Request::Leaves { root, packing, leaves } => {
+                let manifest = self.manifest(&root)?;
+                self.send_leaves(send, &manifest, &leaves, self.allowed(packing, shared), shared).await
             }
         }?;
         send.finish().map_err(|_| Refusal(code::CANCELLED))
@@ -126,30 +154,47 @@ impl Server {
         self.served.borrow().get(root).cloned().ok_or(Refusal(code::UNKNOWN_ROOT))
     }
 
-    async fn send_nodes(&self, send: &mut SendStream, nodes: Vec<Cid>, shared: &LinkShared) -> Result<(), Refusal> {
-        let mut rest = nodes.into_iter();
-        loop {
+    /// What was asked for, as far as both sides do it.
+    fn allowed(&self, asked: Packing, shared: &LinkShared) -> Packing {
+        let theirs = shared.features.load(Ordering::Relaxed) & feature::ZSTD != 0;
+        if theirs && self.compress { asked } else { Packing::Off }
+    }
+
+    async fn send_nodes(
+        &self,
+        send: &mut SendStream,
+        nodes: Vec<Cid>,
+        packing: Packing,
+        shared: &LinkShared,
+    ) -> Result<(), Refusal> {
+        let mut rest = nodes.into_iter().peekable();
+        while rest.peek().is_some() {
             let permit = self.permit(GROUP_BYTES).await?;
             let store = self.store.clone();
+            let level = shared.level(packing);
             let read = tokio::task::spawn_blocking(move || {
-                let mut group = Vec::with_capacity(GROUP_BYTES);
-                // a node is at most 2 MiB, a group therefore at most GROUP_BYTES and one node more
-                while group.len() < GROUP_BYTES {
-                    let Some(cid) = rest.next() else { break };
-                    let bytes = store.read(&cid).map_err(|_| Refusal(code::FAILED))?;
-                    group.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
-                    group.extend_from_slice(&bytes);
+                let mut records = Vec::with_capacity(GROUP_BYTES);
+                let mut items = 0;
+                while records.len() < GROUP_BYTES && items < u16::MAX {
+                    let Some(cid) = rest.peek() else { break };
+                    let bytes = store.read(cid).map_err(|_| Refusal(code::FAILED))?;
+                    if items > 0 && records.len() + bytes.len() > GROUP_BYTES {
+                        break;
+                    }
+                    records.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+                    records.extend_from_slice(&bytes);
+                    items += 1;
+                    rest.next();
                 }
-                Ok::<_, Refusal>((group, rest))
+                Ok::<_, Refusal>((pack(items, vec![records.into()], level), rest))
             });
-            let group;
-            (group, rest) = read.await.map_err(|_| Refusal(code::FAILED))??;
-            if group.is_empty() {
-                return Ok(());
-            }
-            self.write(send, vec![group.into()], shared).await?;
+            let packed;
+            (packed, rest) = read.await.map_err(|_| Refusal(code::FAILED))??;
+            shared.note(&packed);
+            self.write(send, packed.out, shared).await?;
             drop(permit);
         }
+        Ok(())
     }
 
     /// While one group is written, the next is read.
@@ -158,6 +203,7 @@ impl Server {
         send: &mut SendStream,
         manifest: &Arc<Manifest>,
         leaves: &LeafSet,
+        packing: Packing,
         shared: &LinkShared,
     ) -> Result<(), Refusal> {
         let ranges = leaves.ranges();
@@ -168,9 +214,13 @@ impl Server {
         let mut rest = ranges.into_iter().flatten().peekable();
         let mut ready = None;
         loop {
+            let level = shared.level(packing);
+            let most = if level.is_some() { PACKED_GROUP_BYTES } else { GROUP_BYTES };
             let mut group = vec![];
             let mut bytes = 0;
-            while let Some(leaf) = rest.next_if(|_| bytes < GROUP_BYTES) {
+            while let Some(leaf) =
+                rest.next_if(|leaf| bytes == 0 || bytes + manifest.leaves()[*leaf as usize].len as usize <= most)
+            {
                 let leaf = manifest.leaves()[leaf as usize];
                 bytes += leaf.len as usize;
                 group.push(leaf.cid);
@@ -190,15 +240,16 @@ impl Server {
                 }
                 let permit = self.permit(bytes).await?;
                 let store = self.store.clone();
-                Some((tokio::task::spawn_blocking(move || read_group(&store, &group)), permit))
+                Some((tokio::task::spawn_blocking(move || read_group(&store, &group, level)), permit))
             };
             if let Some((group, permit)) = ready.take() {
                 self.write(send, group, shared).await?;
                 drop(permit);
             }
             let Some((reading, permit)) = reading else { return Ok(()) };
-            let group = reading.await.map_err(|_| Refusal(code::FAILED))??;
-            ready = Some((group, permit));
+            let packs = reading.await.map_err(|_| Refusal(code::FAILED))??;
+            packs.iter().for_each(|packed| shared.note(packed));
+            ready = Some((packs.into_iter().flat_map(|packed| packed.out).collect(), permit));
         }
     }
 
@@ -215,6 +266,7 @@ impl Server {
         if self.throttle.limits(Way::Up) {
             return self.write_limited(send, group, shared).await;
         }
+        let (began, all) = (Instant::now(), group.iter().map(Bytes::len).sum());
         let mut left = &mut group[..];
         while !left.is_empty() {
             let before: usize = left.iter().map(Bytes::len).sum();
@@ -224,6 +276,7 @@ impl Server {
             let after: usize = left.iter().map(Bytes::len).sum();
             shared.bytes_out.fetch_add((before - after) as u64, Ordering::Relaxed);
         }
+        shared.thrift().sent(all, began.elapsed());
         Ok(())
     }
 
@@ -234,6 +287,7 @@ impl Server {
         group: Vec<Bytes>,
         shared: &LinkShared,
     ) -> Result<(), Refusal> {
+        let (began, all) = (Instant::now(), group.iter().map(Bytes::len).sum());
         for mut bytes in group {
             while !bytes.is_empty() {
                 let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
@@ -244,27 +298,91 @@ impl Server {
                 shared.bytes_out.fetch_add(len as u64, Ordering::Relaxed);
             }
         }
+        shared.thrift().sent(all, began.elapsed());
         Ok(())
     }
 }
 
-/// Reads and verifies leaves: head and bytes for each, in order.
-fn read_group(store: &Store, group: &[Cid]) -> Result<Vec<Bytes>, Refusal> {
-    let mut out = Vec::with_capacity(group.len() * 2);
-    for cid in group {
-        match store.read(cid) {
-            Ok(bytes) => {
-                out.push(Bytes::copy_from_slice(&encode_leaf_head(LeafHead::Data(bytes.len() as u32))));
-                out.push(bytes);
+/// What is sent of some items, and what came of the attempt to make it smaller.
+pub(super) struct Packed {
+    out: Vec<Bytes>,
+    pub(super) attempt: Attempt,
+}
+
+/// What came of an attempt to compress a pack.
+pub(super) enum Attempt {
+    /// There was none.
+    None,
+    /// So many bytes became fewer, in this time.
+    GaveWay(usize, Duration),
+    /// They did not, or not by enough.
+    Resisted,
+}
+
+/// Reads and verifies leaves, and packs those that are there.
+fn read_group(store: &Store, group: &[Cid], level: Option<i32>) -> Result<Vec<Packed>, Refusal> {
+    let runs = store.read_runs(group).map_err(|error| {
+        tracing::warn!(%error, "cannot read a block that is to be served");
+        Refusal(code::FAILED)
+    })?;
+    let mut out = Vec::new();
+    let (mut items, mut bytes) = (0, Vec::new());
+    for run in runs {
+        match run.bytes {
+            Some(some) => {
+                // a request is for no more than 4,096 leaves
+                items += run.blocks as u16;
+                bytes.push(some);
             }
-            Err(ReadError::Missing { .. } | ReadError::Damaged { .. }) => {
-                out.push(Bytes::copy_from_slice(&encode_leaf_head(LeafHead::DontHave)));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot read a block that is to be served");
-                return Err(Refusal(code::FAILED));
+            None => {
+                if items > 0 {
+                    out.push(pack(items, std::mem::take(&mut bytes), level));
+                    items = 0;
+                }
+                let head = PackHead { kind: PackKind::Missing, items: 1, plain: 0, wire: 0 };
+                out.push(Packed { out: vec![head.encode().to_vec().into()], attempt: Attempt::None });
             }
         }
     }
+    if items > 0 {
+        out.push(pack(items, bytes, level));
+    }
     Ok(out)
+}
+
+/// Packs items, compressed if there is a level and it is worth it.
+fn pack(items: u16, bytes: Vec<Bytes>, level: Option<i32>) -> Packed {
+    let plain = bytes.iter().map(Bytes::len).sum::<usize>();
+    let head = PackHead { kind: PackKind::Plain, items, plain: plain as u32, wire: plain as u32 };
+    let mut attempt = Attempt::None;
+    if let Some(level) = level {
+        let began = Instant::now();
+        let all = bytes.concat();
+        let middle = all.len().saturating_sub(SAMPLE_BYTES) / 2;
+        let sample = &all[middle..all.len().min(middle + SAMPLE_BYTES)];
+        let frame = wire::compress(sample, 1).and_then(|_| wire::compress(&all, level));
+        if let Some(frame) = frame {
+            let head = PackHead { kind: PackKind::Zstd, wire: frame.len() as u32, ..head };
+            let attempt = Attempt::GaveWay(plain, began.elapsed());
+            return Packed { out: vec![head.encode().to_vec().into(), frame.into()], attempt };
+        }
+        attempt = Attempt::Resisted;
+    }
+    let mut out: Vec<Bytes> = Vec::with_capacity(2);
+    let mut short = Vec::with_capacity(PACK_HEAD_BYTES);
+    short.extend_from_slice(&head.encode());
+    for bytes in bytes {
+        if bytes.len() < SHORT_BYTES {
+            short.extend_from_slice(&bytes);
+        } else {
+            if !short.is_empty() {
+                out.push(std::mem::take(&mut short).into());
+            }
+            out.push(bytes);
+        }
+    }
+    if !short.is_empty() {
+        out.push(short.into());
+    }
+    Packed { out, attempt }
 }

@@ -7,7 +7,7 @@ use shoal_net::{Connection, Endpoint, Incoming, Keypair, NetConfig, PeerId, quin
 use shoal_store::{ImportOptions, Options, Store};
 use shoal_transfer::{
     Fetch, FetchError, FetchEvent, FetchReport, FetchRequest, PeerAddr, Transfer, TransferConfig,
-    wire::{LeafSet, Message, Request},
+    wire::{LeafSet, Message, PackHead, PackKind, Request},
 };
 use std::{
     path::{Path, PathBuf},
@@ -157,6 +157,8 @@ pub enum Manner {
     Dangles,
     /// Four requests are answered at once, a piece of each in turn, until the requester reads no more of them.
     Mixes,
+    /// Compressed packs that unpack to more than they say.
+    Bombs,
 }
 
 impl RawPeer {
@@ -186,6 +188,8 @@ impl RawPeer {
 }
 
 async fn misbehave(connection: Connection, root: Cid, sizes: Vec<u32>, manner: Manner) {
+    // made before anything is asked for, or others are faster
+    let bomb = zstd::bulk::compress(&noise(1, 8 << 10).repeat(512), 1).unwrap();
     let mut control = connection.quinn().open_uni().await.unwrap();
     let mut bytes = vec![];
     if manner == Manner::Babbles {
@@ -210,12 +214,19 @@ async fn misbehave(connection: Connection, root: Cid, sizes: Vec<u32>, manner: M
             Manner::Lies => {
                 for leaf in leaves.ranges().into_iter().flatten() {
                     let len = sizes[leaf as usize];
-                    let mut record = vec![0];
-                    record.extend_from_slice(&len.to_be_bytes());
+                    let mut record = plain_head(len);
                     record.extend(noise(u64::from(leaf) + 99, len as usize));
                     if send.write_all(&record).await.is_err() {
                         break;
                     }
+                }
+                let _gone = send.finish();
+            }
+            Manner::Bombs => {
+                for leaf in leaves.ranges().into_iter().flatten() {
+                    let plain = sizes[leaf as usize];
+                    let head = PackHead { kind: PackKind::Zstd, items: 1, plain, wire: bomb.len() as u32 };
+                    let _gone = send.write_all(&[&head.encode()[..], &bomb].concat()).await;
                 }
                 let _gone = send.finish();
             }
@@ -224,8 +235,7 @@ async fn misbehave(connection: Connection, root: Cid, sizes: Vec<u32>, manner: M
             }
             Manner::Dangles => {
                 let first = leaves.ranges()[0].start;
-                let mut record = vec![0];
-                record.extend_from_slice(&sizes[first as usize].to_be_bytes());
+                let mut record = plain_head(sizes[first as usize]);
                 record.push(0);
                 let _gone = send.write_all(&record).await;
                 held.push((send, recv));
@@ -249,8 +259,7 @@ async fn mix(sizes: &[u32], mut answers: Vec<(SendStream, LeafSet)>) {
             let mut answer = vec![];
             for leaf in leaves.ranges().into_iter().flatten().map(|l| l as usize) {
                 let start: usize = sizes[..leaf].iter().map(|s| *s as usize).sum();
-                answer.push(0);
-                answer.extend_from_slice(&sizes[leaf].to_be_bytes());
+                answer.extend(plain_head(sizes[leaf]));
                 answer.extend_from_slice(&content[start..start + sizes[leaf] as usize]);
             }
             answer
@@ -267,4 +276,9 @@ async fn mix(sizes: &[u32], mut answers: Vec<(SendStream, LeafSet)>) {
     for (send, _) in &mut answers {
         let _gone = send.finish();
     }
+}
+
+/// The head of a pack of one leaf.
+fn plain_head(len: u32) -> Vec<u8> {
+    PackHead { kind: PackKind::Plain, items: 1, plain: len, wire: len }.encode().to_vec()
 }

@@ -22,7 +22,9 @@ impl Hub {
         let (offers, waiting) = mpsc::channel(resolve::MAX_OFFERS);
         r.fetch = Some(Box::new(FetchState::new(id, now, request, events, offers, hold.clone())));
         let (store, inbox) = (self.store.clone(), self.inbox.clone());
-        self.tasks.spawn(Resolver { root, fetch: id, store, hold, offers: waiting, inbox }.run());
+        let compression = self.config.compression;
+        self.tasks
+            .spawn(Resolver { root, fetch: id, store, hold, offers: waiting, compression, bytes_in: 0, inbox }.run());
         let connected: Vec<LinkId> = self.links.keys().copied().collect();
         for link in connected {
             self.join(link, root, true);
@@ -31,13 +33,14 @@ impl Hub {
     }
 
     pub(super) fn resolved(&mut self, root: Cid, id: u64, result: Result<resolve::Resolved, FetchError>) {
-        let manifest = match result {
-            Ok(resolved) => resolved.manifest,
+        let resolve::Resolved { manifest, bytes_in } = match result {
+            Ok(resolved) => resolved,
             Err(error) => return self.fail_if(root, id, error),
         };
         let (store, inbox) = (self.store.clone(), self.inbox.clone());
         let Some(f) = self.fetch_mut(&root, id) else { return };
         f.stage = Stage::Preparing;
+        f.bytes_of_nodes = bytes_in;
         f.tell(FetchEvent::Manifest {
             bytes_total: manifest.total_bytes(),
             files: manifest.file_count() as u64,
@@ -84,7 +87,9 @@ impl Hub {
         });
         f.last_news = now;
         let Prepared { checkout, bytes_resumed, bytes_local } = prepared;
-        let sink = Sink::new((root, id), manifest, checkout, config.limits.verify_bytes, throttle, inbox);
+        let mostly_here = bytes_local >= swarm.progress().bytes_wanted / 2;
+        let packing = config.compression.packing(mostly_here);
+        let sink = Sink::new((root, id), manifest, checkout, config.limits.verify_bytes, packing, throttle, inbox);
         let running = Running::new(swarm, sink, bytes_resumed, bytes_local);
         f.stage = Stage::Running(Box::new(running));
         if !r.seeding {

@@ -92,7 +92,8 @@ impl Hub {
             addrs: vec![],
         };
         let addrs = self.endpoint.listen_multiaddrs();
-        link.say(&link::hello(&self.config.agent, addrs.iter().filter_map(from_multiaddr).map(|a| a.0).collect()));
+        let addrs = addrs.iter().filter_map(from_multiaddr).map(|a| a.0).collect();
+        link.say(&link::hello(&self.config.agent, addrs, self.config.compression != Compression::Off));
         self.links.insert(id, link);
         self.by_peer.insert(peer, id);
         let fetched: Vec<Cid> = self.roots.iter().filter(|(_, r)| r.fetch.is_some()).map(|(c, _)| *c).collect();

@@ -273,7 +273,8 @@ impl Swarm {
             let Some(h) = self.peer(holder) else { continue };
             let theirs = if h.snubbed { f64::INFINITY } else { h.eta(0, 0.0) };
             let ours = p.eta(u64::from(self.sizes[*leaf as usize]), 0.0);
-            if theirs > LATE * ours && best.is_none_or(|(b, _)| theirs > b) {
+            // a stalled holder is worse than whoever delivered once, though its pace was forgotten while it had nothing to do
+            if (theirs > LATE * ours || h.snubbed && p.leaves > 0) && best.is_none_or(|(b, _)| theirs > b) {
                 best = Some((theirs, *leaf));
             }
         }
