@@ -66,6 +66,9 @@ pub(crate) enum Command {
         /// What to share
         #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
         paths: Vec<PathBuf>,
+        /// Forget them after this time, such as 90s, 12h or 7d; the files stay
+        #[arg(long, value_name = "TIME", value_parser = seconds)]
+        ttl: Option<u64>,
     },
     /// Fetch what a link names, from everybody who has it
     #[command(after_help = "Examples:\n  shoal fetch 'shoal:bafy…?name=photos&via=…' -o ~/Downloads\n  \
@@ -86,6 +89,12 @@ pub(crate) enum Command {
         /// Write symbolic links that stay inside what is fetched
         #[arg(long)]
         symlinks: bool,
+        /// Keep it in the home directory only, to serve it to others, until the quota wants its space
+        #[arg(long, conflicts_with_all = ["output", "symlinks"])]
+        cache: bool,
+        /// Forget it after this time, such as 90s, 12h or 7d; files that landed stay
+        #[arg(long, value_name = "TIME", value_parser = seconds)]
+        ttl: Option<u64>,
     },
     /// Serve everything this home holds, resume what is unfinished, and take commands
     #[command(after_help = "Example:\n  shoal daemon\n\n\
@@ -131,11 +140,14 @@ pub(crate) enum Command {
         download_per_peer: Option<RateLimit>,
     },
     /// Keep a root: it is never evicted
-    #[command(after_help = "Example:\n  shoal pin photos")]
+    #[command(after_help = "Examples:\n  shoal pin photos\n  shoal pin photos --for 30d")]
     Pin {
         /// A CID (its beginning is enough), link, name or path
         #[arg(value_name = "ROOT")]
         what: String,
+        /// For this time only, such as 90s, 12h or 7d
+        #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+        time: Option<u64>,
     },
     /// Keep a root no longer
     #[command(after_help = "Example:\n  shoal unpin photos")]
@@ -145,12 +157,23 @@ pub(crate) enum Command {
         what: String,
     },
     /// Read a root again, or all of them, and report damaged files
-    #[command(after_help = "Examples:\n  shoal verify\n  shoal verify photos")]
+    #[command(after_help = "Examples:\n  shoal verify\n  shoal verify photos --repair")]
     Verify {
         /// A CID (its beginning is enough), link, name or path [default: all roots]
         #[arg(value_name = "ROOT")]
         what: Option<String>,
+        /// Fetch what is damaged from others, into the home directory; your files stay as they are
+        #[arg(long)]
+        repair: bool,
     },
+    /// Give back the space of what nothing needs any more
+    #[command(
+        after_help = "Forgets roots whose time is over, evicts cached content if it takes more than its part of the \
+        quota, and frees what no root needs. Your files are never touched. A daemon does this by itself."
+    )]
+    Gc,
+    /// Show where the space of the home directory goes
+    Df,
     /// Print the peer id, and the addresses if a node runs
     Id,
     /// Print the effective settings and where each comes from
@@ -172,6 +195,21 @@ pub(crate) enum Command {
     /// Print the manual page
     #[command(hide = true)]
     Man,
+}
+
+/// A time such as `90`, `90s`, `15m`, `12h`, `7d` or `4w`, in seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 7 * 86_400,
+        _ => return Err("a time is a number with s, m, h, d or w behind it, as in 12h".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a time begins with a number, as in 12h".to_owned())?;
+    number.checked_mul(unit).filter(|&seconds| seconds > 0).ok_or("this time is out of range".to_owned())
 }
 
 fn after_long_help() -> String {
@@ -204,6 +242,17 @@ mod tests {
         }
         let cli = Cli::try_parse_from(["shoal", "daemon", "--listen", "a", "--listen", "b"]).unwrap();
         assert_eq!(cli.global.listen, ["a", "b"]);
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(
+            ["90", "90s", "15m", "12h", "7d", "4w"].map(|text| seconds(text).unwrap()),
+            [90, 90, 900, 43_200, 604_800, 2_419_200]
+        );
+        for bad in ["", "h", "0", "1y", "1.5h", "-1", "99999999999999999999", "9999999999999999w", "7 d"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

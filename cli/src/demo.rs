@@ -244,7 +244,7 @@ impl Doomed {
             .build()
             .map_err(|error| Failure::internal(format!("cannot start two threads: {error}")))?;
         let (dir, config, bootstrap) = (dir.to_owned(), config.clone(), bootstrap.to_vec());
-        let request = Request::Share { paths: vec![BytePath(path.to_owned())], stay: true };
+        let request = Request::Share { paths: vec![BytePath(path.to_owned())], stay: true, ttl_seconds: None };
         let begun = runtime.spawn(async move {
             let node = start(&dir, "peer 1", &config, &bootstrap).await?;
             let mut operation = node.run(request);
@@ -305,6 +305,8 @@ fn request(dir: &Path, name: &str, cid: &str) -> Request {
         dir: BytePath(dir.join(name)),
         symlinks: true,
         stay: true,
+        cached: false,
+        ttl_seconds: None,
     }
 }
 
@@ -320,7 +322,7 @@ async fn fetch(mut operation: Operation) -> Result<(Done, Operation), Failure> {
 
 /// Reads everything that a peer has of a root again.
 async fn verify(node: &Node, cid: &str) -> Result<bool, Failure> {
-    let mut operation = node.run(Request::Verify { what: Some(cid.to_owned()) });
+    let mut operation = node.run(Request::Verify { what: Some(cid.to_owned()), repair: false });
     loop {
         match operation.next().await {
             Ok(Some(Event::Verified { intact, .. })) => return Ok(intact),

@@ -64,13 +64,13 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Daemon => return block_on(config.settings(), run::daemon(&home, &config, output)),
         Command::Demo { path } => return block_on(config.settings(), demo::run(path, &config, output)),
         Command::Completions { .. } | Command::Man => return Ok(()),
-        Command::Share { paths } => {
+        Command::Share { paths, ttl } => {
             let paths = paths.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?;
-            Request::Share { paths, stay: true }
+            Request::Share { paths, stay: true, ttl_seconds: ttl }
         }
-        Command::Fetch { link, paths, output, stay, symlinks } => {
+        Command::Fetch { link, paths, output, stay, symlinks, cache, ttl } => {
             let dir = absolute(output.as_deref().unwrap_or(Path::new(".")))?;
-            Request::Fetch { link, paths, dir, symlinks, stay }
+            Request::Fetch { link, paths, dir, symlinks, stay, cached: cache, ttl_seconds: ttl }
         }
         Command::Unshare { what, forget } => Request::Unshare { what: whole(what), forget },
         Command::Ls => Request::List,
@@ -79,9 +79,11 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Limit { upload, download, upload_per_peer, download_per_peer } => {
             Request::Limit(LimitChange { upload, download, upload_per_peer, download_per_peer })
         }
-        Command::Pin { what } => Request::Pin { what: whole(what) },
+        Command::Pin { what, time } => Request::Pin { what: whole(what), for_seconds: time },
         Command::Unpin { what } => Request::Unpin { what: whole(what) },
-        Command::Verify { what } => Request::Verify { what: what.map(whole) },
+        Command::Verify { what, repair } => Request::Verify { what: what.map(whole), repair },
+        Command::Gc => Request::Collect,
+        Command::Df => Request::Space,
         Command::Id => Request::Id,
     };
     block_on(config.settings(), run::request(&home, &config, output, request))

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use shoal_node::{Done, EntryInfo, Event, Id, Importing, Limits, Listening, PeerInfo, Progress, RootInfo, Shared};
+use shoal_node::{
+    Collected, Done, EntryInfo, Event, Id, Importing, Limits, Listening, PeerInfo, Progress, RootInfo, Shared, Space,
+};
 
 use crate::{
     output::Output,
@@ -112,6 +114,8 @@ impl<'a> View<'a> {
             Event::Pinned { name, pinned, .. } => {
                 self.output.result(&format!("{} {}", if pinned { "pinned" } else { "unpinned" }, clean(&name)));
             }
+            Event::Collected(collected) => self.collected(&collected),
+            Event::Space(space) => self.space(&space),
             Event::Unshared { name, forgotten: true, .. } => {
                 self.output.result(&format!("{} is forgotten; its files stay where they are", clean(&name)));
             }
@@ -169,6 +173,9 @@ impl<'a> View<'a> {
         let output = self.output;
         for path in &done.paths {
             output.result(&clean(path));
+        }
+        if done.paths.is_empty() {
+            output.result(&format!("{} is in the cache of this home", done.root));
         }
         let took = Duration::from_secs_f64(done.seconds.max(0.0));
         let mut sentence = format!("{} in {}", bytes(done.bytes), count(done.files, "file", "files"));
@@ -246,6 +253,48 @@ impl<'a> View<'a> {
             ("symlink", Some(target)) => format!("{:>10}  {path} -> {}", "-", clean(target)),
             _ => format!("{:>10}  {path}{}", bytes(entry.size), if entry.executable { "*" } else { "" }),
         });
+    }
+
+    fn collected(&self, collected: &Collected) {
+        let named: [(&str, &[String]); 3] = [
+            ("forgotten, its time was over", &collected.expired),
+            ("no longer pinned, its time was over", &collected.unpinned),
+            ("evicted", &collected.evicted),
+        ];
+        for (what, names) in named {
+            names.iter().for_each(|name| self.output.result(&format!("{}: {what}", clean(name))));
+        }
+        for root in &collected.damaged {
+            self.output.talk(&format!(
+                "warning: {root} is damaged, so whatever may be its own was left; `shoal verify {root}`"
+            ));
+        }
+        let took = duration(Duration::from_secs_f64(collected.seconds.max(0.0)));
+        self.output.result(&format!("{} freed in {took}", bytes(collected.bytes_freed)));
+        self.output.talk(&format!(
+            "{} left the index, {} removed, {} copied.",
+            count(collected.blocks, "block", "blocks"),
+            count(collected.packs, "pack", "packs"),
+            bytes(collected.bytes_moved)
+        ));
+    }
+
+    fn space(&self, space: &Space) {
+        let mut table = Table::new(&["what", ">size", "note"]);
+        let mut row = |what: &str, size: u64, note: &str| {
+            table.row([what.to_owned(), bytes(size), note.to_owned()]);
+        };
+        row("quota", space.quota, "the most that this home's store takes");
+        row("used", space.used, "");
+        row("  index", space.index, "where every block is");
+        row("  kept", space.kept, "trees of roots, and pinned content");
+        row("  cached", space.cached, "evicted when its space is wanted");
+        row("  garbage", space.garbage, "freed by `shoal gc`");
+        row("in place", space.in_place, "your own files, not counted");
+        if let Some(free) = space.free {
+            row("free", free, "on the disk of the store");
+        }
+        table.lines().iter().for_each(|line| self.output.result(line));
     }
 
     fn root_table(&self, roots: &[RootInfo]) {

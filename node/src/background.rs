@@ -1,18 +1,27 @@
 //! What a node does by itself: serving the roots it has, taking up unfinished fetches, telling of damage.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use shoal_content::ShoalLink;
-use shoal_store::{RootKind, RootRecord, Store};
+use shoal_store::{RootKind, RootRecord, Scrub, Scrubbed, Store};
+use shoal_transfer::FetchInto;
 use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Class, Node,
+    Class, Node, blame,
     fetch::{Again, Wish},
     home::free_bytes,
     roots::{Rank, blocking},
-    verify,
+    share::now_unix,
+    verify::{self, repair_of},
 };
 
 /// How often the store is asked for files that turned out to be damaged.
@@ -23,10 +32,20 @@ pub(crate) const QUEUED_WARNINGS: usize = 64;
 const RESUME_AGAIN: Duration = Duration::from_secs(30);
 /// Longest such pause.
 const RESUME_LATEST: Duration = Duration::from_secs(1800);
+/// How often it is asked whether garbage should be collected.
+const LOOK_FOR_GARBAGE: Duration = Duration::from_secs(10);
+/// Garbage is collected at least this often.
+const COLLECT_EVERY: Duration = Duration::from_secs(3600);
+/// Rest of the collector between two batches, so that others have the disk most of the time.
+const COLLECT_PAUSE: Duration = Duration::from_millis(5);
 /// How often it is asked whether there is space again for a fetch that ended for want of it.
 const LOOK_FOR_SPACE: Duration = Duration::from_secs(1);
 /// So much more space is worth another try of it, in bytes.
 const WORTH_A_TRY_BYTES: u64 = 1 << 20;
+/// How often everything is read again in search of rot.
+const SCRUB_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
+const SCRUB_AFTER_START: Duration = Duration::from_secs(60);
+const LOOK_WHETHER_TO_SCRUB: Duration = Duration::from_secs(3600);
 /// Unfinished fetches that a daemon takes up at the same time.
 const RESUMED_AT_ONCE: usize = 4;
 
@@ -70,7 +89,7 @@ impl Node {
             Err(failure) => return tracing::error!(%failure, "cannot list the fetches to resume"),
         };
         // Unsharing one says that it is not wanted any more.
-        let wanted = |record: &&RootRecord| record.kind == RootKind::Fetched && !record.complete && record.provide;
+        let wanted = |record: &&RootRecord| record.kind != RootKind::Shared && !record.complete && record.provide;
         let unfinished = records.iter().filter(wanted);
         let places = Semaphore::new(RESUMED_AT_ONCE);
         let resumed = unfinished.filter_map(fetch_again).map(|wish| self.resume(wish, &places));
@@ -88,7 +107,7 @@ impl Node {
         let mut pause = RESUME_AGAIN;
         loop {
             let Ok(place) = places.acquire().await else { return };
-            let (node, wish, dir) = (self.clone(), wish.clone(), wish.dir.clone());
+            let (node, wish, again) = (self.clone(), wish.clone(), wish.clone());
             let mut operation = self.operation(move |sink| async move { node.fetch(sink, wish).await });
             let failure = loop {
                 match operation.next().await {
@@ -104,10 +123,19 @@ impl Node {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RESUME_LATEST);
                 }
-                Class::Disk => self.wait_for_space(&dir).await,
+                Class::Disk => self.wait_for_space(&again.dir).await,
                 _ => return,
             }
         }
+    }
+}
+
+/// Tells work that blocks to end when nobody waits for it any more.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -127,6 +155,84 @@ impl Node {
                 return;
             }
             tokio::time::sleep(LOOK_FOR_SPACE).await;
+        }
+    }
+}
+
+/// Looks for rot once in a while, at a gentle pace, and repairs what it finds.
+pub(crate) async fn scrub_now_and_then(node: Node) {
+    loop {
+        let last = node.home().last_scrub().unwrap_or(0);
+        let rate = node.config().settings().scrub_bytes_per_second;
+        if rate == 0 {
+            return;
+        }
+        if now_unix().saturating_sub(last) < SCRUB_EVERY.as_secs() {
+            tokio::time::sleep(LOOK_WHETHER_TO_SCRUB).await;
+            continue;
+        }
+        // Let what the daemon was started for come first.
+        tokio::time::sleep(SCRUB_AFTER_START).await;
+        let store = node.roots().store.clone();
+        let options = Scrub { resume: true, ..Scrub::default() };
+        let _stop = StopOnDrop(options.cancel.clone());
+        let scrubbed = blocking(move || {
+            let (begun, cancel) = (Instant::now(), options.cancel.clone());
+            let mut pace = |done: &Scrubbed| {
+                let due = Duration::from_secs_f64(done.bytes as f64 / rate as f64);
+                while let Some(rest) = due.checked_sub(begun.elapsed()).filter(|_| !cancel.load(Ordering::Relaxed)) {
+                    std::thread::sleep(rest.min(Duration::from_millis(100)));
+                }
+            };
+            store.scrub(&options, &mut pace).map_err(|error| blame::store(&error))
+        });
+        match scrubbed.await {
+            Ok(found) => {
+                tracing::info!(?found, "looked for rot");
+                node.home().remember_scrub(now_unix());
+                node.repair_damaged(found.damaged).await;
+            }
+            Err(failure) => {
+                tracing::warn!(%failure, "cannot look for rot");
+                tokio::time::sleep(LOOK_WHETHER_TO_SCRUB).await;
+            }
+        }
+    }
+}
+
+impl Node {
+    async fn repair_damaged(&self, damaged: Vec<(shoal_content::Cid, u64)>) {
+        for (root, blocks) in damaged {
+            let roots = self.roots().clone();
+            let record = blocking(move || roots.store.root(&root).map_err(|error| blame::store(&error))).await;
+            let Ok(Some(record)) = record else { continue };
+            tracing::warn!(%root, blocks, name = ?record.name, "blocks are damaged; fetching them again");
+            self.resume_fetch(repair_of(&record, None, Rank::Resumed));
+        }
+    }
+}
+
+/// Gives space back when there is a reason to: something has expired, or cached content fills its part of the quota; and
+/// now and then in any case.
+pub(crate) async fn collect_now_and_then(node: Node) {
+    let mut last = Instant::now();
+    loop {
+        tokio::time::sleep(LOOK_FOR_GARBAGE).await;
+        let roots = node.roots().clone();
+        let due = blocking(move || Ok(roots.is_collection_due())).await.unwrap_or(false);
+        if !due && last.elapsed() < COLLECT_EVERY {
+            continue;
+        }
+        last = Instant::now();
+        let cancel = Arc::new(AtomicBool::new(false));
+        // Dropped at shutdown, and the collection ends soon after.
+        let _stop = StopOnDrop(cancel.clone());
+        match node.roots().clone().collect(COLLECT_PAUSE, false, cancel).await {
+            Ok(collected) => {
+                tracing::debug!(?collected, "collected garbage");
+                node.stop_serving(collected.expired.into_iter().chain(collected.evicted).collect()).await;
+            }
+            Err(failure) => tracing::warn!(%failure, "garbage was not collected"),
         }
     }
 }
@@ -190,8 +296,9 @@ pub(crate) async fn watch_damage(store: Store, warnings: broadcast::Sender<Strin
 
 /// What a fetch was started with, from its record.
 fn fetch_again(record: &RootRecord) -> Option<Wish> {
+    let cached = record.kind == RootKind::Cached;
     let several = record.selection.as_ref().is_some_and(|paths| paths.len() > 1);
-    let dir = if several { record.path.as_path() } else { record.path.parent()? };
+    let dir = if several || cached { record.path.as_path() } else { record.path.parent()? };
     let again = record.resume.as_ref().and_then(|text| serde_json::from_str::<Again>(text).ok());
     let symlinks = again.as_ref().is_some_and(|again| again.symlinks);
     let mut link = again.and_then(|again| again.link.parse().ok()).unwrap_or_else(|| ShoalLink::new(record.root));
@@ -204,6 +311,8 @@ fn fetch_again(record: &RootRecord) -> Option<Wish> {
         dir: dir.to_owned(),
         symlinks,
         stay: false,
+        into: if cached { FetchInto::Cache } else { FetchInto::Dir },
+        ttl_seconds: None,
         rank: Rank::Resumed,
     })
 }

@@ -131,11 +131,59 @@ pub enum Event {
         /// Whether its record is gone as well.
         forgotten: bool,
     },
+    /// Result: what a collection of garbage did.
+    Collected(Collected),
+    /// Result: where the store's space goes.
+    Space(Space),
     /// Something that the user should know and that stops nothing.
     Warning {
         /// A sentence.
         message: String,
     },
+}
+
+/// What a collection of garbage did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Collected {
+    /// Bytes that the store takes less than before.
+    pub bytes_freed: u64,
+    /// Bytes that were copied to free others.
+    pub bytes_moved: u64,
+    /// Blocks that nothing needed.
+    pub blocks: u64,
+    /// Pack files that were removed.
+    pub packs: u64,
+    /// Names of cached roots that made room.
+    pub evicted: Vec<String>,
+    /// Names of roots whose time was over.
+    pub expired: Vec<String>,
+    /// Names of roots that are no longer pinned, since the pin's time was over.
+    pub unpinned: Vec<String>,
+    /// Roots of which nodes are missing: what may be theirs was left alone.
+    pub damaged: Vec<Root>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Where the store's space goes, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// The most that it may take.
+    pub quota: u64,
+    /// What it takes: index and packs.
+    pub used: u64,
+    /// The index.
+    pub index: u64,
+    /// In packs: trees of what is shared, fetched or pinned, and pinned content.
+    pub kept: u64,
+    /// In packs: cached content that may be evicted.
+    pub cached: u64,
+    /// In packs: what nothing needs; `gc` gives it back.
+    pub garbage: u64,
+    /// Files that are shared or were fetched, in place: they are the user's and do not count.
+    pub in_place: u64,
+    /// Free on the store's disk.
+    pub free: Option<u64>,
 }
 
 /// A root's CID; text in JSON.
@@ -294,7 +342,7 @@ pub struct RootInfo {
     pub root: Root,
     /// Its name.
     pub name: String,
-    /// `shared` or `fetched`.
+    /// `shared`, `fetched` or `cached`.
     pub kind: String,
     /// Where it lies.
     pub path: String,
@@ -312,6 +360,12 @@ pub struct RootInfo {
     pub serving: bool,
     /// When it was first recorded, in seconds since the Unix epoch.
     pub created_unix: u64,
+    /// When it will be forgotten, in seconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_unix: Option<u64>,
+    /// When it will be unpinned, in seconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned_until_unix: Option<u64>,
     /// The paths in it that were asked for; none means all.
     pub selection: Option<Vec<String>>,
     /// The link, with addresses if a node runs.

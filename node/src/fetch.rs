@@ -10,7 +10,7 @@ use std::{
 use shoal_content::{Cid, RelPath, ShoalLink};
 use shoal_net::Multiaddr;
 use shoal_store::{CheckoutError, StoreError};
-use shoal_transfer::{FetchError, FetchEvent, FetchReport, FetchRequest, PeerAddr};
+use shoal_transfer::{FetchError, FetchEvent, FetchInto, FetchReport, FetchRequest, PeerAddr};
 
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
@@ -22,6 +22,7 @@ use crate::{
     operation::Sink,
     rate::{Rate, per_second},
     roots::{Claim, Rank, Taken, blocking},
+    share::now_unix,
 };
 
 /// Pause before another look at a destination that an earlier fetch is just leaving.
@@ -31,7 +32,7 @@ impl Node {
     /// [`crate::Request::Fetch`].
     pub(crate) async fn fetch(&self, sink: Sink, wish: Wish) -> Result<(), Failure> {
         let again = Wish { rank: Rank::Resumed, stay: false, ..wish.clone() };
-        let Wish { link, paths, dir, symlinks, stay, rank } = wish;
+        let Wish { link, paths, dir, symlinks, stay, into, ttl_seconds, rank } = wish;
         let link: ShoalLink = link.parse().map_err(|error| blame::link(&error))?;
         let paths = selected(&link, &paths)?;
         let via = peers_of(&link);
@@ -43,6 +44,8 @@ impl Node {
             name: link.name.clone(),
             peers: via,
             symlinks,
+            into,
+            expires_unix: ttl_seconds.map(|seconds| now_unix().saturating_add(seconds)),
             give_up_after: Some(self.config().settings().give_up_after),
         };
         let claim = self.claim(&sink, root, rank).await?;
@@ -93,11 +96,12 @@ impl Node {
 
     /// One fetch by the transfer, with peers from the DHT, to its end.
     async fn fetch_once(&self, sink: &Sink, link: &ShoalLink, request: FetchRequest) -> Result<Done, Stop> {
-        let (root, via, request_symlinks) = (request.root, request.peers.clone(), request.symlinks);
+        let (root, via) = (request.root, request.peers.clone());
+        let again = Again::new(link, request.symlinks, request.into);
         let alone = via.is_empty();
         let mut fetch = self.transfer().fetch(request).await?;
         let mut discovery = Discovery::new(self.dht().clone(), &root, self.endpoint().peer_id(), via);
-        let mut state = State::new(root, Again::new(link, request_symlinks).text());
+        let mut state = State::new(root, again);
         sink.progress(Event::Searching { root: Root(root), providers: 0 });
         loop {
             tokio::select! {
@@ -106,7 +110,7 @@ impl Node {
                 event = fetch.next() => match event {
                     Some(FetchEvent::Done(report)) => {
                         state.pinned().await;
-                        self.pin_late(root).await?;
+                        self.pin_late(&state).await?;
                         return Ok(state.done(link, &report, &discovery));
                     }
                     Some(FetchEvent::Failed(error)) => return Err(error.into()),
@@ -130,8 +134,11 @@ impl Node {
     }
 
     /// Pins a root that had no record when its fetch began: it was forgotten, and its files were in place.
-    async fn pin_late(&self, root: Cid) -> Result<(), Failure> {
-        let store = self.roots().store.clone();
+    async fn pin_late(&self, state: &State) -> Result<(), Failure> {
+        if !state.again.pins {
+            return Ok(());
+        }
+        let (store, root) = (self.roots().store.clone(), state.root);
         let pin = move || match store.root(&root)?.is_some_and(|record| !record.pinned) {
             true => store.set_pinned(&root, true),
             false => Ok(false),
@@ -150,10 +157,10 @@ impl Node {
             FetchEvent::Started { bytes_total, bytes_resumed, bytes_local } => {
                 state.rate = Some(Rate::new(Instant::now(), bytes_resumed + bytes_local));
                 // What was fetched is kept. Its record is there from now on.
-                let (store, resume) = (self.roots().store.clone(), state.resume.take());
+                let (store, resume, pin) = (self.roots().store.clone(), state.again.text(), state.again.pins);
                 state.pinning = Some(tokio::task::spawn_blocking(move || {
                     store.update_root(&root, |record| {
-                        record.pinned = true;
+                        record.pinned |= pin;
                         record.resume = resume.filter(|_| !record.complete);
                     })?;
                     Ok(store.root(&root)?.map_or(0, |record| record.files))
@@ -192,6 +199,8 @@ pub(crate) struct Wish {
     pub(crate) dir: PathBuf,
     pub(crate) symlinks: bool,
     pub(crate) stay: bool,
+    pub(crate) into: FetchInto,
+    pub(crate) ttl_seconds: Option<u64>,
     pub(crate) rank: Rank,
 }
 
@@ -201,11 +210,15 @@ pub(crate) struct Again {
     /// The link, with the peers that it names.
     pub(crate) link: String,
     pub(crate) symlinks: bool,
+    /// Whether its root is pinned.
+    #[serde(skip)]
+    pins: bool,
 }
 
 impl Again {
-    fn new(link: &ShoalLink, symlinks: bool) -> Self {
-        Again { link: ShoalLink { path: None, ..link.clone() }.to_string(), symlinks }
+    fn new(link: &ShoalLink, symlinks: bool, into: FetchInto) -> Self {
+        let link = ShoalLink { path: None, ..link.clone() }.to_string();
+        Again { link, symlinks, pins: into == FetchInto::Dir }
     }
 
     fn text(&self) -> Option<String> {
@@ -238,14 +251,14 @@ struct State {
     found: usize,
     rate: Option<Rate>,
     /// For the record: how to go on after a restart.
-    resume: Option<String>,
+    again: Again,
     /// Pins the record, and says how many files it is about.
     pinning: Option<JoinHandle<Result<u64, StoreError>>>,
 }
 
 impl State {
-    fn new(root: Cid, resume: Option<String>) -> Self {
-        State { root, files: 0, found: 0, rate: None, resume, pinning: None }
+    fn new(root: Cid, again: Again) -> Self {
+        State { root, files: 0, found: 0, rate: None, again, pinning: None }
     }
 
     /// Waits for the pin, which began with the fetch.

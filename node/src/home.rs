@@ -92,6 +92,12 @@ impl Home {
         write_whole(&file, format!("{FORMAT}\n").as_bytes()).map_err(|error| self.failed("write", &file, &error))
     }
 
+    /// How much the store may take where no quota is set: a tenth of its disk, within bounds.
+    pub(crate) fn default_quota(&self) -> u64 {
+        const BOUNDS: std::ops::RangeInclusive<u64> = (1 << 30)..=(64 << 30);
+        disk_bytes(&self.dir).map_or(*BOUNDS.end(), |size| (size / 10).clamp(*BOUNDS.start(), *BOUNDS.end()))
+    }
+
     /// The identity, made at the first use.
     ///
     /// # Errors
@@ -112,6 +118,18 @@ impl Home {
             return Ok(());
         }
         write_whole(&self.dir.join("port"), format!("{port}\n").as_bytes())
+    }
+
+    /// When everything was last read in search of rot, in seconds since the Unix epoch.
+    pub(crate) fn last_scrub(&self) -> Option<u64> {
+        fs::read_to_string(self.dir.join("scrubbed")).ok()?.trim().parse().ok()
+    }
+
+    /// Remembers that. Without it, the next search comes sooner.
+    pub(crate) fn remember_scrub(&self, unix: u64) {
+        if let Err(error) = write_whole(&self.dir.join("scrubbed"), format!("{unix}\n").as_bytes()) {
+            tracing::debug!(%error, "a scrub is not remembered");
+        }
     }
 
     fn check_format(&self, text: &str) -> Result<(), Failure> {
@@ -167,6 +185,18 @@ pub fn free_bytes(_: &Path) -> Option<u64> {
     None
 }
 
+#[cfg(unix)]
+fn disk_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    // A tmpfs without a limit reports no blocks at all.
+    stat.f_blocks.checked_mul(stat.f_frsize).filter(|&size| size > 0)
+}
+
+#[cfg(not(unix))]
+fn disk_bytes(_: &Path) -> Option<u64> {
+    None
+}
+
 /// Writes a small file so that it is there whole or not at all.
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
@@ -185,7 +215,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 fn is_leftover(name: &std::ffi::OsStr) -> bool {
     let digits = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
     let of = |prefix: &str| name.to_str().and_then(|name| name.strip_prefix(prefix)).is_some_and(digits);
-    of("format.") || of("port.")
+    of("format.") || of("port.") || of("scrubbed.")
 }
 
 #[cfg(unix)]

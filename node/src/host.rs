@@ -53,9 +53,13 @@ impl Host {
                     let role = if *stay { Role::Command } else { Role::Guest };
                     Node::try_start(home.clone(), config.clone(), role).await.map(Host::Node)
                 }
+                Request::Verify { repair: true, .. } => {
+                    Node::try_start(home.clone(), config.clone(), Role::Guest).await.map(Host::Node)
+                }
                 Request::Peers => return Err(nobody(home, "there are no peers", "start one with `shoal daemon`")),
                 Request::Limit(_) => {
-                    let hint = "start one with `shoal daemon`; limits to begin with are settings (`shoal config --help`)";
+                    let hint =
+                        "start one with `shoal daemon`; limits to begin with are settings (`shoal config --help`)";
                     return Err(nobody(home, "there is nothing to limit", hint));
                 }
                 _ => StoreHost::open(home, config).await.map(Host::Store),
@@ -95,7 +99,7 @@ fn nobody(home: &Home, so: &str, hint: &str) -> Failure {
 impl StoreHost {
     async fn open(home: &Home, config: &Config) -> Result<StoreHost, StartError> {
         let settings = config.settings();
-        let (keypair, store) = node::open(home, settings.index_cache_bytes).await?;
+        let (keypair, store) = node::open(home, settings).await?;
         Ok(StoreHost {
             home: home.clone(),
             peer: keypair.public().to_peer_id().to_string(),
@@ -119,9 +123,11 @@ impl StoreHost {
             match request {
                 Request::List => roots.list(sink).await,
                 Request::Stat { what } => roots.stat(sink, what).await,
-                Request::Pin { what } => roots.pin(sink, what, true).await,
-                Request::Unpin { what } => roots.pin(sink, what, false).await,
-                Request::Verify { what } => roots.verify(sink, what, threads).await,
+                Request::Pin { what, for_seconds } => roots.pin(sink, what, true, for_seconds).await,
+                Request::Unpin { what } => roots.pin(sink, what, false, None).await,
+                Request::Collect => roots.collect_for(sink).await.map(drop),
+                Request::Space => roots.space(sink).await,
+                Request::Verify { what, .. } => roots.verify(sink, what, threads).await,
                 Request::Id => sink.event(Event::Id(id)).await,
                 Request::Unshare { what, forget } => {
                     let record = roots.unshare(what, forget).await?;

@@ -26,12 +26,16 @@ mod rate_limit;
 mod request;
 mod roots;
 mod share;
+mod space;
 mod verify;
 
 pub use background::Warnings;
 pub use config::{Config, Settings};
 pub use control::{CONTROL_VERSION, Client, Hello};
-pub use event::{Done, EntryInfo, Event, Id, Importing, Limits, Listening, PeerInfo, Progress, Root, RootInfo, Share, Shared};
+pub use event::{
+    Collected, Done, EntryInfo, Event, Id, Importing, Limits, Listening, PeerInfo, Progress, Root, RootInfo, Share,
+    Shared, Space,
+};
 pub use failure::{Class, Failure};
 pub use home::{Home, free_bytes};
 pub use host::Host;

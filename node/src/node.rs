@@ -8,12 +8,12 @@ use shoal_content::Cid;
 use shoal_dht::{Dht, DhtConfig};
 use shoal_net::{Endpoint, Keypair};
 use shoal_store::{OpenError, Options, Store};
-use shoal_transfer::{Counters, Transfer, TransferConfig};
+use shoal_transfer::{Counters, FetchInto, Transfer, TransferConfig};
 use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    CONTROL_VERSION, Config, Failure, Hello, Home, Id, Listening, Operation, Request, Warnings,
+    CONTROL_VERSION, Config, Failure, Hello, Home, Id, Listening, Operation, Request, Settings, Warnings,
     announce::Announcer,
     background, blame,
     control::{Run, Server},
@@ -102,7 +102,7 @@ impl Node {
 
     pub(crate) async fn try_start(home: Home, config: Config, role: Role) -> Result<Node, StartError> {
         let settings = config.settings().clone();
-        let (keypair, store) = open(&home, settings.index_cache_bytes).await?;
+        let (keypair, store) = open(&home, &settings).await?;
         tracing::debug!("the store is open");
         let (endpoint, transport, incoming, listen) = port::bind(&home, &keypair, &config)?;
         let dht_config = DhtConfig {
@@ -135,18 +135,24 @@ impl Node {
             daemon: role == Role::Daemon,
         };
         tracing::debug!("store, port, DHT and transfer are up");
-        let inner = Arc::new_cyclic(|weak| {
-            let control = match Server::start(&home, hello, Runner(weak.clone())) {
-                Ok(server) => Some(server),
-                Err(error) => {
-                    // Everything works but handing over, so other commands will say that the home is in use.
-                    tracing::warn!(%error, "no control socket");
-                    None
-                }
-            };
-            Inner { home, config, roots, endpoint, dht, transfer, announcer, warnings, tasks, stop, control, role }
-        });
-        Ok(Node { inner })
+        let node = Node {
+            inner: Arc::new_cyclic(|weak| {
+                let control = match Server::start(&home, hello, Runner(weak.clone())) {
+                    Ok(server) => Some(server),
+                    Err(error) => {
+                        // Everything works but handing over, so other commands will say that the home is in use.
+                        tracing::warn!(%error, "no control socket");
+                        None
+                    }
+                };
+                Inner { home, config, roots, endpoint, dht, transfer, announcer, warnings, tasks, stop, control, role }
+            }),
+        };
+        node.in_background(background::collect_now_and_then(node.clone()));
+        if role == Role::Daemon {
+            node.in_background(background::scrub_now_and_then(node.clone()));
+        }
+        Ok(node)
     }
 
     /// Starts an operation.
@@ -156,18 +162,27 @@ impl Node {
         let threads = inner.config.settings().import_threads;
         self.operation(move |sink| async move {
             match request {
-                Request::Share { paths, stay } => node.share(sink, paths, stay).await,
+                Request::Share { paths, stay, ttl_seconds } => node.share(sink, paths, stay, ttl_seconds).await,
                 Request::Unshare { what, forget } => node.unshare(sink, what, forget).await,
-                Request::Fetch { link, paths, dir, symlinks, stay } => {
-                    node.fetch(sink, Wish { link, paths, dir: dir.0, symlinks, stay, rank: Rank::Command }).await
+                Request::Fetch { link, paths, dir, symlinks, stay, cached, ttl_seconds } => {
+                    let (dir, rank) = (dir.0, Rank::Command);
+                    let into = if cached { FetchInto::Cache } else { FetchInto::Dir };
+                    node.fetch(sink, Wish { link, paths, dir, symlinks, stay, into, ttl_seconds, rank }).await
                 }
                 Request::List => roots.list(sink).await,
                 Request::Stat { what } => roots.stat(sink, what).await,
                 Request::Peers => node.peers(sink).await,
                 Request::Limit(change) => node.limit(sink, change).await,
-                Request::Pin { what } => roots.pin(sink, what, true).await,
-                Request::Unpin { what } => roots.pin(sink, what, false).await,
-                Request::Verify { what } => roots.verify(sink, what, threads).await,
+                Request::Pin { what, for_seconds } => roots.pin(sink, what, true, for_seconds).await,
+                Request::Unpin { what } => roots.pin(sink, what, false, None).await,
+                Request::Collect => {
+                    let gone = roots.collect_for(sink).await?;
+                    node.stop_serving(gone).await;
+                    Ok(())
+                }
+                Request::Space => roots.space(sink).await,
+                Request::Verify { what, repair: false } => roots.verify(sink, what, threads).await,
+                Request::Verify { what, repair: true } => node.repair(sink, what, threads).await,
                 Request::Id => sink.event(crate::Event::Id(node.id())).await,
             }
         })
@@ -258,6 +273,10 @@ impl Node {
         }
     }
 
+    pub(crate) fn home(&self) -> &Home {
+        &self.inner.home
+    }
+
     pub(crate) fn config(&self) -> &Config {
         &self.inner.config
     }
@@ -320,11 +339,13 @@ pub(crate) fn agent() -> String {
 }
 
 /// Opens a home and its store.
-pub(crate) async fn open(home: &Home, cache_bytes: usize) -> Result<(Keypair, Store), StartError> {
-    let home = home.clone();
+pub(crate) async fn open(home: &Home, settings: &Settings) -> Result<(Keypair, Store), StartError> {
+    let (home, cache_bytes, quota) = (home.clone(), settings.index_cache_bytes, settings.quota_bytes);
     let opened = tokio::task::spawn_blocking(move || {
         home.open()?;
-        let store = Store::open(&home.store_dir(), Options { cache_bytes, ..Options::default() }).map_err(|error| {
+        let quota_bytes = if quota > 0 { quota } else { home.default_quota() };
+        let options = Options { cache_bytes, quota_bytes, ..Options::default() };
+        let store = Store::open(&home.store_dir(), options).map_err(|error| {
             let failure = blame::open(&error);
             if matches!(error, OpenError::Locked { .. }) { StartError::Locked(failure) } else { failure.into() }
         })?;

@@ -98,14 +98,29 @@ mod tests {
             assert_eq!(limit.0, rate, "{text}");
             assert_eq!(limit.to_string().parse::<RateLimit>().unwrap(), limit, "{text} as {limit}");
         }
-        for (rate, text) in [(10_000_000, "10 MB/s"), (1 << 20, "1 MiB/s"), (1_500_000, "1500 kB/s"), (1_001, "1001 B/s")] {
+        for (rate, text) in
+            [(10_000_000, "10 MB/s"), (1 << 20, "1 MiB/s"), (1_500_000, "1500 kB/s"), (1_001, "1001 B/s")]
+        {
             assert_eq!(RateLimit(Some(rate)).to_string(), text);
         }
     }
 
     #[test]
     fn what_is_no_rate_is_told_so() {
-        for text in ["", "10", "ten MB/s", "10 MB/h", "-1 MB/s", "0 MB/s", "999 B", "2000 GB/s", "1e9 B", "1.2.3 MB", "∞", "NaN B"] {
+        for text in [
+            "",
+            "10",
+            "ten MB/s",
+            "10 MB/h",
+            "-1 MB/s",
+            "0 MB/s",
+            "999 B",
+            "2000 GB/s",
+            "1e9 B",
+            "1.2.3 MB",
+            "∞",
+            "NaN B",
+        ] {
             let error = text.parse::<RateLimit>().unwrap_err();
             assert!(error.starts_with("must be \"none\" or a rate"), "{text}: {error}");
         }

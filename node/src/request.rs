@@ -17,6 +17,9 @@ pub enum Request {
         paths: Vec<BytePath>,
         /// Goes on until cancelled.
         stay: bool,
+        /// Forget them after so many seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ttl_seconds: Option<u64>,
     },
     /// Stop serving a root. Its files stay.
     Unshare {
@@ -37,6 +40,12 @@ pub enum Request {
         symlinks: bool,
         /// Goes on serving it until cancelled.
         stay: bool,
+        /// Into the store itself, as cached content, rather than into `dir`.
+        #[serde(default)]
+        cached: bool,
+        /// Forget it after so many seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ttl_seconds: Option<u64>,
     },
     /// All roots.
     List,
@@ -53,6 +62,9 @@ pub enum Request {
     Pin {
         /// A CID, link, name or path.
         what: String,
+        /// For so many seconds; `None` until it is unpinned.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        for_seconds: Option<u64>,
     },
     /// Keep it no longer.
     Unpin {
@@ -63,7 +75,14 @@ pub enum Request {
     Verify {
         /// A CID, link, name or path; `None` for all roots.
         what: Option<String>,
+        /// Fetch what is damaged from other peers.
+        #[serde(default)]
+        repair: bool,
     },
+    /// Give back the space of what nothing needs.
+    Collect,
+    /// Where the store's space goes.
+    Space,
     /// Who this is.
     Id,
 }

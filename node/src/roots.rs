@@ -10,7 +10,7 @@ use shoal_content::{Cid, EntryKind, ShoalLink};
 use shoal_store::{RootKind, RootRecord, Store};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Class, EntryInfo, Event, Failure, Root, RootInfo, blame, operation::Sink};
+use crate::{Class, EntryInfo, Event, Failure, Root, RootInfo, blame, operation::Sink, share::now_unix};
 
 /// A prefix of a CID counts from this many characters: `bafk` and `bafy` say nothing yet.
 const MIN_PREFIX: usize = 10;
@@ -169,6 +169,8 @@ impl Roots {
             provide: record.provide,
             serving: self.serving().contains(&record.root),
             created_unix: record.created_unix,
+            expires_unix: record.expires_unix,
+            pinned_until_unix: record.pinned_until_unix,
             selection: record.selection.clone(),
             link: self.link(record.root, &record.name, record.bytes).to_string(),
         }
@@ -209,10 +211,18 @@ impl Roots {
     }
 
     /// [`crate::Request::Pin`] and [`crate::Request::Unpin`].
-    pub(crate) async fn pin(self, sink: Sink, what: String, pinned: bool) -> Result<(), Failure> {
+    pub(crate) async fn pin(
+        self,
+        sink: Sink,
+        what: String,
+        pinned: bool,
+        for_seconds: Option<u64>,
+    ) -> Result<(), Failure> {
         let record = blocking(move || {
             let record = self.find(&what)?;
-            self.store.set_pinned(&record.root, pinned).map_err(|error| blame::store(&error))?;
+            let until = for_seconds.map(|seconds| now_unix().saturating_add(seconds));
+            let change = |record: &mut RootRecord| (record.pinned, record.pinned_until_unix) = (pinned, until);
+            self.store.update_root(&record.root, change).map_err(|error| blame::store(&error))?;
             Ok(record)
         })
         .await?;

@@ -18,7 +18,13 @@ use crate::{
 
 impl Node {
     /// [`crate::Request::Share`].
-    pub(crate) async fn share(&self, sink: Sink, paths: Vec<BytePath>, stay: bool) -> Result<(), Failure> {
+    pub(crate) async fn share(
+        &self,
+        sink: Sink,
+        paths: Vec<BytePath>,
+        stay: bool,
+        ttl: Option<u64>,
+    ) -> Result<(), Failure> {
         // A typing error in the last path is found before the first one is read.
         for path in &paths {
             let path = path.as_path().to_owned();
@@ -30,7 +36,7 @@ impl Node {
         }
         for path in paths {
             let begun = Instant::now();
-            let imported = self.import(&sink, path.0).await?;
+            let imported = self.import(&sink, path.0, ttl).await?;
             let root = imported.root;
             self.transfer().seed(root).await.map_err(|error| blame::seed(&error))?;
             self.roots().set_serving(root, true);
@@ -72,10 +78,9 @@ impl Node {
     /// [`crate::Request::Unshare`].
     pub(crate) async fn unshare(&self, sink: Sink, what: String, forget: bool) -> Result<(), Failure> {
         let record = self.roots().unshare(what, forget).await?;
-        self.transfer().unseed(record.root).await;
-        self.roots().set_serving(record.root, false);
-        self.withdraw(record.root).await;
-        sink.event(Event::Unshared { root: Root(record.root), name: record.name, forgotten: forget }).await
+        let (root, name) = (Root(record.root), record.name.clone());
+        self.stop_serving(vec![record]).await;
+        sink.event(Event::Unshared { root, name, forgotten: forget }).await
     }
 
     /// Whether only this machine can reach us.
@@ -84,12 +89,19 @@ impl Node {
         !self.endpoint().listen_multiaddrs().iter().any(reachable)
     }
 
-    async fn import(&self, sink: &Sink, path: PathBuf) -> Result<Imported, Failure> {
-        let (store, threads) = (self.roots().store.clone(), self.config().settings().import_threads);
+    async fn import(&self, sink: &Sink, path: PathBuf, ttl: Option<u64>) -> Result<Imported, Failure> {
+        let store = self.roots().store.clone();
+        let created_unix = now_unix();
+        let options = ImportOptions {
+            threads: self.config().settings().import_threads,
+            created_unix,
+            expires_unix: ttl.map(|seconds| created_unix.saturating_add(seconds)),
+            ..ImportOptions::default()
+        };
         let cancel = Arc::new(AtomicBool::new(false));
         let mut work = {
             let (sink, cancel) = (sink.clone(), cancel.clone());
-            std::pin::pin!(blocking(move || run_import(&store, &path, threads, &sink, &cancel)))
+            std::pin::pin!(blocking(move || run_import(&store, &path, &options, &sink, &cancel)))
         };
         tokio::select! {
             imported = &mut work => return imported,
@@ -104,11 +116,10 @@ impl Node {
 fn run_import(
     store: &Store,
     path: &Path,
-    threads: usize,
+    options: &ImportOptions,
     sink: &Sink,
     cancel: &AtomicBool,
 ) -> Result<Imported, Failure> {
-    let options = ImportOptions { threads, created_unix: now_unix(), ..ImportOptions::default() };
     let shown = path.display().to_string();
     let rate = Mutex::new(Rate::new(Instant::now(), 0));
     let totals = Mutex::new((0, 0));
@@ -136,7 +147,7 @@ fn run_import(
             }));
         }
     };
-    shoal_store::import(store, path, &SHOAL_V1, &options, &progress, cancel).map_err(|error| blame::import(&error))
+    shoal_store::import(store, path, &SHOAL_V1, options, &progress, cancel).map_err(|error| blame::import(&error))
 }
 
 /// Seconds since the Unix epoch; 0 for a clock before it.

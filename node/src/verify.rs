@@ -1,4 +1,5 @@
-//! Reading every byte of roots again and comparing it with its hash. Reports which files are damaged; repairs nothing.
+//! Reading every byte of roots again and comparing it with its hash. Reports which files are damaged, and has what is
+//! damaged fetched again where that is asked for.
 
 use std::{
     collections::BTreeMap,
@@ -9,14 +10,16 @@ use std::{
     time::Instant,
 };
 
-use shoal_content::{EntryKind, Manifest};
+use shoal_content::{EntryKind, Manifest, ShoalLink};
 use shoal_store::{DamageKind, ReadError, RootRecord};
+use shoal_transfer::FetchInto;
 
 use crate::{
-    Class, Event, Failure, Root, blame,
+    Class, Event, Failure, Node, Root, blame,
+    fetch::Wish,
     operation::Sink,
     rate::Rate,
-    roots::{Roots, blocking},
+    roots::{Rank, Roots, blocking},
 };
 
 /// Damaged files that are named for one root; the rest is counted.
@@ -38,27 +41,43 @@ struct Damaged {
 impl Roots {
     /// [`crate::Request::Verify`].
     pub(crate) async fn verify(self, sink: Sink, what: Option<String>, threads: usize) -> Result<(), Failure> {
+        let (count, bad) = self.find_damage(&sink, what, threads).await?;
+        damaged(count, bad.len())
+    }
+
+    /// Checks the index and reads roots again. Gives how many there were, and those that are damaged.
+    async fn find_damage(
+        &self,
+        sink: &Sink,
+        what: Option<String>,
+        threads: usize,
+    ) -> Result<(usize, Vec<RootRecord>), Failure> {
+        let roots = self.clone();
+        let rebuilt = blocking(move || roots.store.check_index().map_err(|error| blame::store(&error))).await?;
+        if rebuilt {
+            let message = "the index was damaged, and has been made anew".to_owned();
+            sink.event(Event::Warning { message }).await?;
+        }
         let roots = self.clone();
         let records = blocking(move || match what {
             Some(what) => roots.find(&what).map(|record| vec![record]),
             None => Ok(roots.records()?.into_iter().filter(|record| record.complete).collect()),
         })
         .await?;
-        let (count, mut bad) = (records.len(), 0);
+        let (count, mut bad) = (records.len(), Vec::new());
         for record in records {
             let begun = Instant::now();
             let (roots, sink_there, there) = (self.clone(), sink.clone(), record.clone());
             let findings = blocking(move || check(&roots, &there, threads, &sink_there)).await?;
             let bytes_damaged = findings.damaged.iter().map(|damaged| damaged.bytes).sum();
             let files_damaged = findings.damaged.len() as u64;
-            bad += usize::from(files_damaged > 0);
             let root = Root(record.root);
             for Damaged { path, bytes, size, why } in findings.damaged.into_iter().take(MAX_NAMED) {
                 sink.event(Event::Damaged { root, path, bytes, size, why }).await?;
             }
             sink.event(Event::Verified {
                 root,
-                name: record.name,
+                name: record.name.clone(),
                 intact: files_damaged == 0,
                 bytes: findings.bytes,
                 bytes_damaged,
@@ -66,16 +85,52 @@ impl Roots {
                 seconds: begun.elapsed().as_secs_f64(),
             })
             .await?;
-        }
-        match bad {
-            0 => Ok(()),
-            _ => {
-                let message = format!("{bad} of {count} roots are damaged");
-                let hint = "share what you changed again, or fetch it again to repair it";
-                Err(Failure::new(Class::Content, message, hint))
+            if files_damaged > 0 {
+                bad.push(record);
             }
         }
+        Ok((count, bad))
     }
+}
+
+impl Node {
+    /// [`crate::Request::Verify`] with repair: what is damaged is fetched again, into the store; the user's files stay as
+    /// they are.
+    pub(crate) async fn repair(&self, sink: Sink, what: Option<String>, threads: usize) -> Result<(), Failure> {
+        let (count, bad) = self.roots().find_damage(&sink, what.clone(), threads).await?;
+        let mut still = 0;
+        for record in bad {
+            // A link may name peers that have it.
+            let link = what.clone().filter(|what| what.parse::<ShoalLink>().is_ok());
+            self.fetch(sink.clone(), repair_of(&record, link, Rank::Command)).await?;
+            let again = self.roots().find_damage(&sink, Some(record.root.to_string()), threads).await?;
+            still += again.1.len();
+        }
+        damaged(count, still)
+    }
+}
+
+/// The fetch that repairs a root.
+pub(crate) fn repair_of(record: &RootRecord, link: Option<String>, rank: Rank) -> Wish {
+    Wish {
+        link: link.unwrap_or_else(|| record.root.to_string()),
+        paths: record.selection.clone().unwrap_or_default(),
+        dir: record.path.clone(),
+        symlinks: false,
+        stay: false,
+        into: FetchInto::Repair,
+        ttl_seconds: None,
+        rank,
+    }
+}
+
+fn damaged(count: usize, bad: usize) -> Result<(), Failure> {
+    if bad == 0 {
+        return Ok(());
+    }
+    let message = format!("{bad} of {count} roots are damaged");
+    let hint = "share what you changed again, or `shoal verify --repair` to fetch from others what is damaged";
+    Err(Failure::new(Class::Content, message, hint))
 }
 
 /// Reads one root on several threads. Blocks.

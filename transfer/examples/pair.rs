@@ -47,6 +47,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         name: Some("copy".into()),
         peers: vec![PeerAddr { peer: endpoint.peer_id(), addrs: vec![endpoint.local_addr()] }],
         symlinks: true,
+        into: shoal_transfer::FetchInto::Dir,
+        expires_unix: None,
         give_up_after: None,
     };
     let (start, cpu) = (Instant::now(), cpu_seconds());

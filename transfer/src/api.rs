@@ -105,6 +105,18 @@ pub struct PeerAddr {
     pub addrs: Vec<SocketAddr>,
 }
 
+/// Where fetched content goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FetchInto {
+    /// Into the directory of the request.
+    #[default]
+    Dir,
+    /// Into the store itself, as cached content.
+    Cache,
+    /// Into the store itself, and only what cannot be read any more of a root that is here.
+    Repair,
+}
+
 /// What to fetch, and where to.
 #[derive(Debug, Clone)]
 pub struct FetchRequest {
@@ -120,6 +132,10 @@ pub struct FetchRequest {
     pub peers: Vec<PeerAddr>,
     /// Write symlinks that stay inside the destination.
     pub symlinks: bool,
+    /// Where it goes.
+    pub into: FetchInto,
+    /// When the root is to be forgotten, in seconds since the Unix epoch.
+    pub expires_unix: Option<u64>,
     /// Fail when no peer offers anything that is missing, or nothing arrives, for so long. `None` waits for ever.
     pub give_up_after: Option<Duration>,
 }

@@ -12,8 +12,8 @@ pub mod swarm;
 pub mod wire;
 
 pub use api::{
-    Compression, Counters, FetchError, FetchEvent, FetchReport, FetchRequest, PeerAddr, PeerReport, PeerShare,
-    SeedError, TransferConfig, TransferLimits,
+    Compression, Counters, FetchError, FetchEvent, FetchInto, FetchReport, FetchRequest, PeerAddr, PeerReport,
+    PeerShare, SeedError, TransferConfig, TransferLimits,
 };
 pub use driver::{Fetch, Transfer};
 pub use rate::{RateChange, Rates, TokenBucket};

@@ -42,6 +42,10 @@ pub struct Settings {
     pub connections: usize,
     /// Page cache of the index, in bytes.
     pub index_cache_bytes: usize,
+    /// How fast everything is read again in search of rot; 0 for never.
+    pub scrub_bytes_per_second: u64,
+    /// What the store may take; 0 for a part of the disk.
+    pub quota_bytes: u64,
     /// Threads that hash while sharing.
     pub import_threads: usize,
     /// Threads of the runtime.
@@ -79,6 +83,8 @@ impl Default for Settings {
             compression: Compression::default(),
             connections: 1024,
             index_cache_bytes: 16 << 20,
+            scrub_bytes_per_second: 16 << 20,
+            quota_bytes: 0,
             import_threads: cores.min(16),
             worker_threads: cores.clamp(2, 64),
         }
@@ -247,6 +253,27 @@ pub const KEYS: &[Key] = &[
         help: "Memory for the index of blocks.",
         set: |settings, raw| small(raw, 1..=65_536, "MiB").map(|mib| settings.index_cache_bytes = mib * MIB),
         show: |settings| number((settings.index_cache_bytes / MIB) as u64),
+    },
+    Key {
+        name: "quota",
+        unit: "MiB",
+        help: "The most that the store may take: trees, index and cached content, not your files. \
+               Default (0): a tenth of the disk, at least 1 and at most 64 GiB.",
+        set: |settings, raw| {
+            raw.integer(0..=1 << 40, "MiB").map(|mib| settings.quota_bytes = mib.saturating_mul(MIB as u64))
+        },
+        show: |settings| number(settings.quota_bytes / MIB as u64),
+    },
+    Key {
+        name: "scrub_rate",
+        unit: "MiB per second",
+        help: "How fast a daemon reads everything again, every 30 days, in search of what rotted. 0: never.",
+        set: |settings, raw| {
+            let rate = raw.integer(0..=65_536, "MiB per second")?;
+            settings.scrub_bytes_per_second = rate * MIB as u64;
+            Ok(())
+        },
+        show: |settings| number(settings.scrub_bytes_per_second / MIB as u64),
     },
     Key {
         name: "import_threads",

@@ -3,7 +3,7 @@
 
 use super::{batch::Sink, resolve};
 use crate::{
-    api::{FetchError, FetchEvent, FetchReport, FetchRequest, PeerShare},
+    api::{FetchError, FetchEvent, FetchInto, FetchReport, FetchRequest, PeerShare},
     swarm::{BatchId, PeerAccount, PeerIx, Swarm},
 };
 use fixedbitset::FixedBitSet;
@@ -244,10 +244,15 @@ pub(super) fn prepare(
         symlinks: request.symlinks,
         created_unix,
         provide: true,
+        expires_unix: request.expires_unix,
         cancel,
         ..CheckoutOptions::default()
     };
-    let checkout = Checkout::begin(store, manifest, &request.paths, &request.dir, &name, options)?;
+    let checkout = match request.into {
+        FetchInto::Dir => Checkout::begin(store, manifest, &request.paths, &request.dir, &name, options)?,
+        FetchInto::Cache => Checkout::begin_cached(store, manifest, &request.paths, &name, options)?,
+        FetchInto::Repair => Checkout::begin_repair(store, manifest, &request.paths, options)?,
+    };
     let bytes_resumed = checkout.resumed().bytes;
     let bytes_local = checkout.fill_local()?.bytes;
     Ok(Prepared { checkout: Arc::new(checkout), bytes_resumed, bytes_local })

@@ -102,6 +102,8 @@ impl Peer {
             name: Some(name.into()),
             peers,
             symlinks: true,
+            into: shoal_transfer::FetchInto::Dir,
+            expires_unix: None,
             give_up_after: Some(Duration::from_secs(20)),
         }
     }
