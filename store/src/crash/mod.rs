@@ -15,6 +15,8 @@ use work::Work;
 /// Images that the short mode looks at.
 const IMAGES: u64 = 500;
 const SEED: u64 = 0x5140a1;
+/// Seeds that are tried until the suite sees a sync that is left out.
+const SEEDS: u64 = 4;
 /// Rounds until everything begins again with an empty disk.
 const ROUNDS: u64 = 5;
 /// What becomes of the changes since the last sync, at each sync.
@@ -51,12 +53,13 @@ fn whatever_a_loss_of_power_leaves_opens_and_has_all_that_was_acknowledged() {
     println!("{} images, {} acknowledged facts found in them, {} rounds", seen.images, seen.facts, seen.rounds);
 }
 
-/// The suite sees it when something that counts is not synced: here the disk itself says that it did, and did not.
+/// The suite sees it when something that counts is not synced: here the disk itself says that it did, and did not. Threads
+/// of the import change the order of the work from run to run, so that one seed may now and then miss a kind.
 #[test]
 fn a_sync_that_is_left_out_is_found() {
     for unsynced in [".pack", "packs", "index.redb", "files/d1", "files/out", ".shoal-part"] {
-        let found = std::panic::catch_unwind(|| suite(4 * IMAGES, SEED, Some(unsynced)));
-        assert!(found.is_err(), "nothing depended on syncs of {unsynced}");
+        let is_found = |seed| std::panic::catch_unwind(|| suite(4 * IMAGES, seed, Some(unsynced))).is_err();
+        assert!((SEED..SEED + SEEDS).any(is_found), "nothing depended on syncs of {unsynced}");
     }
 }
 
