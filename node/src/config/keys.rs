@@ -120,8 +120,12 @@ const MIB: usize = 1 << 20;
 /// The unit of rate limits.
 const RATE: &str = "\"none\" or a rate, such as \"10 MB/s\" or \"80 Mbit/s\"";
 
-const CONGESTION: [(&str, Congestion); 3] =
-    [("cubic", Congestion::Cubic), ("bbr", Congestion::Bbr), ("new-reno", Congestion::NewReno)];
+const CONGESTION: [(&str, Congestion); 4] = [
+    ("tide", Congestion::Tide),
+    ("cubic", Congestion::Cubic),
+    ("bbr", Congestion::Bbr),
+    ("new-reno", Congestion::NewReno),
+];
 
 const COMPRESSION: [(&str, Compression); 3] =
     [("auto", Compression::Auto), ("always", Compression::Always), ("off", Compression::Off)];
@@ -192,12 +196,11 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "congestion",
-        unit: "\"cubic\", \"bbr\" or \"new-reno\"",
+        unit: "\"tide\", \"cubic\", \"bbr\" or \"new-reno\"",
         help: "Congestion controller of all connections.",
         set: |settings, raw| raw.word(&CONGESTION).map(|congestion| settings.congestion = congestion),
         show: |settings| {
-            let word =
-                CONGESTION.iter().find(|(_, value)| *value == settings.congestion).map_or("cubic", |pair| pair.0);
+            let word = CONGESTION.iter().find(|(_, value)| *value == settings.congestion).map_or("tide", |pair| pair.0);
             word.into()
         },
     },
