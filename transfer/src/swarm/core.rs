@@ -194,7 +194,8 @@ pub struct Swarm {
     dry_seeders: Vec<u32>,
     /// Bytes that come out of seeders, announced by anybody for the first time.
     outflow: Meter,
-    /// Peers that have only leaves to give which it is not this leecher's turn to ask for.
+    /// Peers that have only leaves to give which it is not this leecher's turn to ask for; each
+    /// once, so that the peers bound the list.
     held: VecDeque<u32>,
     /// The count of announcements when one of them was last looked at.
     released: u64,
@@ -324,6 +325,9 @@ impl Swarm {
         self.slots.remove(&peer);
         let Some(gone) = self.peers[slot as usize].take() else { return };
         self.free.push(slot);
+        if gone.held {
+            self.held.retain(|held| *held != slot);
+        }
         if !gone.is_seeder() {
             self.leechers -= 1;
             gone.have.ones().for_each(|leaf| self.picker.lost(leaf as u32));

@@ -160,6 +160,8 @@ pub(super) struct Peer {
     pub(super) snubbed: bool,
     /// It refused a request and is left alone until then.
     pub(super) paused: Option<Duration>,
+    /// It is among those that are held back.
+    pub(super) held: bool,
     /// A stall alarm is set for it.
     pub(super) alarmed: bool,
     pub(super) bytes: u64,
@@ -196,6 +198,7 @@ impl Peer {
             heard: false,
             snubbed: false,
             paused: None,
+            held: false,
             alarmed: false,
             bytes: 0,
             leaves: 0,

@@ -47,11 +47,7 @@ impl Swarm {
         }
         if self.next_release.is_some_and(|at| at <= now) {
             self.next_release = None;
-            for _ in 0..RELEASE_AT_ONCE.min(self.held.len()) {
-                if let Some(slot) = self.held.pop_front() {
-                    self.ready(slot);
-                }
-            }
+            self.release_held(RELEASE_AT_ONCE);
         }
         if self.idle_since.is_some_and(|since| since + STARVE <= now) && !self.starved {
             self.starved = true;

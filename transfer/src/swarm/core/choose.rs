@@ -51,9 +51,7 @@ impl Swarm {
         }
         if self.announced >= self.released + RELEASE_EVERY && self.in_flight.open < total {
             self.released = self.announced;
-            if let Some(slot) = self.held.pop_front() {
-                self.ready(slot);
-            }
+            self.release_held(1);
         }
         let takers = self.takers(now);
         while scarce && self.in_flight.scarce < total {
@@ -189,8 +187,22 @@ impl Swarm {
         let Some(p) = self.at(slot) else { return };
         if p.is_seeder() {
             self.dry_seeders.push(slot);
-        } else if !p.candidates.is_empty() {
+        } else if !p.candidates.is_empty() && !p.held {
             self.held.push_back(slot);
+            if let Some(p) = &mut self.peers[slot as usize] {
+                p.held = true;
+            }
+        }
+    }
+
+    /// Looks again at `count` of the peers that were held back, at most; the first to be held comes first.
+    pub(super) fn release_held(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(slot) = self.held.pop_front() else { return };
+            if let Some(p) = &mut self.peers[slot as usize] {
+                p.held = false;
+            }
+            self.ready(slot);
         }
     }
 
