@@ -34,6 +34,8 @@ fn a_daemon_killed_in_a_fetch_goes_on_with_peers_from_the_dht() {
 
 /// The daemon of `leecher` fetches a link for a client, is killed in the middle, and started again.
 fn killed_in_a_fetch(place: &Place, link: &ShoalLink, bootstrap: &[&str], seeder: impl Fn(Signal)) {
+    // Two seconds, so that there is a middle to be killed in.
+    place.shoal("seeder", ["limit", "--upload", "40 MB/s"]).run().ok();
     let (daemon, _) = place.daemon("leecher", bootstrap);
     let mut client = place.fetch("leecher", link, "out").args(["--symlinks"]).start();
     client.until("progress", |event| event["event"] == "progress" && number(event, "bytes_done") > 0);
