@@ -185,6 +185,8 @@ fn a_killed_fetch_goes_on_where_it_was() {
     let place = Place::new();
     let file = place.file("f", 128 * MB);
     let (share, link) = place.share("a", &file);
+    // So that there is a middle to be killed in, however fast the machine is.
+    place.run("a", ["limit", "--upload", "60 MB/s"]).ok();
     let mut fetch = place.start("b", ["fetch", &link, "-o", "out"]);
     while fetch.event("progress")["bytes_done"] == 0 {}
     fetch.signal(rustix::process::Signal::KILL);
