@@ -177,13 +177,15 @@ impl Driver {
                     return;
                 }
                 let (root, state) = sure[self.below(sure.len() as u64) as usize].clone();
-                let State::There { kind, pinned, .. } = state else { return };
+                let State::There { kind, complete, pinned } = state else { return };
                 if self.below(3) == 0 {
                     let said = self.run(&["unshare", &root, "--forget"], None);
                     self.note(&root, said.last("unshared").is_some(), State::Gone);
                 } else {
                     let said = self.run(&[if pinned { "unpin" } else { "pin" }, &root], None);
-                    self.note(&root, said.last("pinned").is_some(), there(&kind, !pinned));
+                    // A pin says nothing of whether all of it is here: an unfinished fetch can be pinned as well.
+                    let pinned = State::There { kind, complete, pinned: !pinned };
+                    self.note(&root, said.last("pinned").is_some(), pinned);
                 }
             }
             8 => {
