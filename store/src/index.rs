@@ -155,9 +155,7 @@ impl Index {
                 Ok((Self { db, path, cache_bytes, disk, trouble, ids: loaded.ids, frozen: false }, loaded))
             }
             Ok(Ok((_, None))) => Err(corrupt("its tables make no sense".into())),
-            Ok(Err(redb::Error::Io(error))) if error.kind() != std::io::ErrorKind::InvalidData => {
-                Err(io("open")(error))
-            }
+            Ok(Err(redb::Error::Io(error))) if !is_of_content(&error) => Err(io("open")(error)),
             Ok(Err(error)) => Err(corrupt(error.to_string())),
             Err(_panic) => Err(corrupt("it cannot be read as an index".into())),
         }
@@ -395,6 +393,12 @@ fn put_tail(tail: Tail) -> [u8; 12] {
 fn get_tail(bytes: &[u8]) -> Option<Tail> {
     let (pack, len) = bytes.split_at_checked(4)?;
     Some(Tail { pack: u32::from_le_bytes(pack.try_into().ok()?), len: u64::from_le_bytes(len.try_into().ok()?) })
+}
+
+/// Whether what the file says is to blame, not the disk: it is no index, or names places that are past its end or no places.
+fn is_of_content(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+    matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof)
 }
 
 fn index_error(path: &Path, error: &dyn std::fmt::Display) -> StoreError {

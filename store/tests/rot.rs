@@ -227,6 +227,28 @@ fn a_bit_in_the_index_is_found_and_the_index_made_anew() {
     assert!(rebuilt > 5, "{rebuilt}");
 }
 
+/// The index's header and the pages next to it say where other pages are: past the end of the file, if a bit is wrong. The
+/// store opens all the same, and after one scrub it has everything again.
+#[test]
+fn a_bit_in_what_points_to_pages_of_the_index_is_no_fault_of_the_disk() {
+    let bench = Bench::new();
+    let store = bench.store("here");
+    fs::write(bench.path("f"), noise(1, 5000)).unwrap();
+    let root = share(&store, &bench.path("f")).unwrap().root;
+    drop(store);
+    let index = bench.path("here").join("index.redb");
+    let whole = fs::read(&index).unwrap();
+    for at in (0..320).chain(4096..4800) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 8);
+        fs::write(&index, &bytes).unwrap();
+        let store = bench.store("here");
+        scrub(&store);
+        assert!(store.root(&root).unwrap().is_some(), "byte {at}: the root is gone");
+        assert_eq!(store.read(&root).unwrap(), noise(1, 5000), "byte {at}");
+    }
+}
+
 /// The index lost or full of rubbish, and the second copy of the roots damaged.
 #[test]
 fn a_lost_index_comes_back_and_a_lost_second_copy_too() {
