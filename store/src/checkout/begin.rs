@@ -43,29 +43,8 @@ pub(super) fn begin(
         let parent = Parent { dir: &parent, path: &dir, disk: store.disk() };
         targets.push(open_target(store, &hold, &manifest, parent, plan, &options, &found)?);
     }
-    let (wanted, wanted_bytes) = wanted(&manifest, &selection);
-    let mut checkout = Checkout {
-        store: store.clone(),
-        _hold: hold,
-        room: None,
-        repairs: false,
-        have: Bits::new(manifest.leaves().len()),
-        have_leaves: AtomicUsize::new(0),
-        have_bytes: AtomicU64::new(0),
-        manifest,
-        paths: paths.to_vec(),
-        selection,
-        options,
-        dir,
-        parent,
-        name: name.to_owned(),
-        unfinished: Vec::new(),
-        targets,
-        wanted,
-        wanted_bytes,
-        resumed: Amount::default(),
-        finished: RwLock::new(None),
-    };
+    let parts = (dir, parent, name.to_owned());
+    let mut checkout = Checkout { targets, ..without_targets(store, hold, manifest, paths, selection, options, parts) };
     for &leaf in &checkout.selection.leaves {
         if found.good.has(leaf) && !found.bad.has(leaf) {
             checkout.mark(leaf);
@@ -101,12 +80,15 @@ pub(super) fn begin_cached(
     let Some(room) = store.make_room(manifest.root(), wanted_bytes, options.created_unix)? else {
         return Err(CheckoutError::Busy { path: dir });
     };
-    if let Some((free, size)) = disk_space(&parent).filter(|(free, size)| free - size / LAST_PART < wanted_bytes) {
-        let free = free.saturating_sub(size / LAST_PART);
+    let free = disk_space(&parent).map(|(free, size)| free.saturating_sub(size / LAST_PART));
+    if let Some(free) = free.filter(|free| *free < wanted_bytes) {
         return Err(CheckoutError::NoSpace { path: dir, needed: wanted_bytes, free });
     }
     let parts = (dir, parent, name.to_owned());
-    let checkout = Checkout { room: Some(room), ..in_store(store, manifest, paths, selection, options, parts) };
+    let checkout = Checkout {
+        room: Some(room),
+        ..without_targets(store, store.hold(), manifest, paths, selection, options, parts)
+    };
     record(&checkout, false)?;
     Ok(checkout)
 }
@@ -126,7 +108,8 @@ pub(super) fn begin_repair(
         source,
     })?;
     let parts = (dir, parent, String::new());
-    let checkout = Checkout { repairs: true, ..in_store(store, manifest, paths, selection, options, parts) };
+    let checkout =
+        Checkout { repairs: true, ..without_targets(store, store.hold(), manifest, paths, selection, options, parts) };
     let known = checkout.manifest.leaves();
     let check = |buf: &mut Vec<u8>, range: std::ops::Range<usize>| {
         for &leaf in &checkout.wanted()[range] {
@@ -147,9 +130,10 @@ pub(super) fn begin_repair(
 /// Leaves that a thread checks at once.
 const CHECK_BATCH: usize = 64;
 
-/// A checkout into the store.
-fn in_store(
+/// A checkout with nothing in it, and with no files to write to.
+fn without_targets(
     store: &Store,
+    hold: Hold,
     manifest: Arc<Manifest>,
     paths: &[RelPath],
     selection: Selection,
@@ -159,7 +143,7 @@ fn in_store(
     let (wanted, wanted_bytes) = wanted(&manifest, &selection);
     Checkout {
         store: store.clone(),
-        _hold: store.hold(),
+        _hold: hold,
         room: None,
         repairs: false,
         have: Bits::new(manifest.leaves().len()),

@@ -79,6 +79,25 @@ fn a_home_on_a_full_disk_says_so_and_works_again_when_there_is_space() {
     assert_same_file(&file, &place.path("out/f"));
 }
 
+/// There is room for the file, but not for it and for the last twentieth, which a cache leaves to others.
+#[test]
+fn a_cache_leaves_the_last_of_a_disk_alone() {
+    let place = Place::new();
+    let Some(disk) = Disk::mount(&place.path("small"), 160 * MIB) else { return };
+    let file = place.file("f", MB);
+    let (_share, link) = place.share("seeder", &file);
+    place.shoal("small/home", ["id"]).run().ok();
+    let filler = disk.path().join("filler");
+    fill(&filler);
+    let full = fs::metadata(&filler).unwrap().len();
+    fs::File::options().write(true).open(&filler).unwrap().set_len(full - 5 * MIB).unwrap();
+    let args = ["fetch", &link.to_string(), "--cache"];
+    let sentence = place.shoal("small/home", args).run().failed("disk", 7);
+    assert!(sentence.contains("1000000"), "{sentence}");
+    fs::remove_file(&filler).unwrap();
+    place.shoal("small/home", args).run().ok();
+}
+
 #[test]
 fn a_daemon_goes_on_by_itself_when_there_is_space_again() {
     let place = Place::new();
