@@ -1,6 +1,7 @@
 //! The `shoal` binary: arguments in, results on standard output, talk on standard error, an exit code of its class.
 //! Everything that a library user would want is in `shoal-node`.
 
+mod allocator;
 mod args;
 mod demo;
 mod output;
@@ -25,6 +26,7 @@ const MAX_BLOCKING_THREADS: usize = 64;
 const LAST_GRACE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
+    allocator::share_arenas();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,

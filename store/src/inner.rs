@@ -11,6 +11,7 @@ use std::{
 };
 
 use shoal_content::Cid;
+use smallvec::SmallVec;
 
 use crate::{
     BaseId, OpenError, Options, RootKind, RootRecord, Stats, StoreError,
@@ -183,7 +184,7 @@ impl Inner {
     }
 
     /// Where a block is: what is staged first, since it is newest, then what is committed.
-    pub(crate) fn locate(&self, cid: &Cid) -> Result<Vec<Loc>, StoreError> {
+    pub(crate) fn locate(&self, cid: &Cid) -> Result<SmallVec<[Loc; 1]>, StoreError> {
         let key = cid.key();
         let StagedBlock { adds: mut locs, removes } = read(&self.overlay).block(&key);
         let committed = self.with_snapshot(|s| s.locs(&key))?;

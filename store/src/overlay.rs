@@ -10,6 +10,7 @@ use std::{
 };
 
 use shoal_content::Cid;
+use smallvec::SmallVec;
 
 use crate::{
     BaseId, RootRecord, Stamp,
@@ -20,7 +21,7 @@ use crate::{
 pub(crate) type Key = [u8; Cid::KEY_LEN];
 
 /// Estimates of what one staged item costs in memory, in bytes: table slots at their usual load and small allocations.
-const BLOCK_COST: usize = 160;
+const BLOCK_COST: usize = 144;
 const FILE_COST: usize = 160;
 const ROOT_COST: usize = 1024;
 
@@ -38,7 +39,9 @@ pub(crate) struct StagedFile {
 /// better than a read that found the old bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StagedBlock {
-    pub(crate) adds: Vec<Loc>,
+    /// One as a rule, so without an allocation: tens of thousands of small ones that live long, among the buffers that
+    /// come and go, keep an allocator from giving memory back.
+    pub(crate) adds: SmallVec<[Loc; 1]>,
     pub(crate) removes: Vec<Loc>,
 }
 
@@ -195,6 +198,8 @@ impl Overlay {
 
 #[cfg(test)]
 mod tests {
+    use smallvec::smallvec;
+
     use super::*;
     use crate::value::Place;
 
@@ -208,11 +213,11 @@ mod tests {
         let mut overlay = Overlay::default();
         overlay.current.add(key, loc(1));
         overlay.freeze();
-        assert_eq!(overlay.block(&key).adds, [loc(1)]);
+        assert_eq!(overlay.block(&key).adds[..], [loc(1)]);
         overlay.remove(key, loc(1));
-        assert_eq!(overlay.block(&key), StagedBlock { adds: vec![], removes: vec![loc(1)] });
+        assert_eq!(overlay.block(&key), StagedBlock { adds: smallvec![], removes: vec![loc(1)] });
         overlay.current.add(key, loc(1));
-        assert_eq!(overlay.block(&key), StagedBlock { adds: vec![loc(1)], removes: vec![] });
+        assert_eq!(overlay.block(&key), StagedBlock { adds: smallvec![loc(1)], removes: vec![] });
     }
 
     #[test]
@@ -228,6 +233,6 @@ mod tests {
         overlay.thaw();
         assert!(overlay.committing.is_none());
         assert_eq!(overlay.block(&key), seen);
-        assert_eq!(seen, StagedBlock { adds: vec![loc(3), loc(2)], removes: vec![loc(1)] });
+        assert_eq!(seen, StagedBlock { adds: smallvec![loc(3), loc(2)], removes: vec![loc(1)] });
     }
 }
