@@ -21,7 +21,7 @@ use crate::{
 pub(crate) type Key = [u8; Cid::KEY_LEN];
 
 /// Estimates of what one staged item costs in memory, in bytes: table slots at their usual load and small allocations.
-const BLOCK_COST: usize = 144;
+const BLOCK_COST: usize = 152;
 const FILE_COST: usize = 160;
 const ROOT_COST: usize = 1024;
 

@@ -8,9 +8,9 @@ use shoal_content::Cid;
 /// The largest block, in bytes: 2 MiB, IPFS's limit. Ours are at most 1 MiB; foreign DAGs may go up to this.
 pub const MAX_BLOCK_BYTES: usize = 2 << 20;
 
-/// The memory that staged and not yet committed references may take, in bytes (estimated): 8 MiB, some 58,000 blocks.
+/// The memory that staged and not yet committed references may take, in bytes (estimated): 16 MiB, some 110,000 blocks.
 /// A call that stages beyond it commits. While a commit runs, what it writes is held besides.
-pub const MAX_STAGED_BYTES: usize = 8 << 20;
+pub const MAX_STAGED_BYTES: usize = 16 << 20;
 
 /// How a store is opened. `Options::default()` is right for a daemon.
 #[derive(Clone, Debug)]
