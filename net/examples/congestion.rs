@@ -25,7 +25,7 @@ fn main() {
 
 fn path(mbit: f64, rtt_ms: f64, queue_ms: f64, loss: f64) -> Path {
     let ms = |ms: f64| Duration::from_secs_f64(ms / 1e3);
-    Path { rate: mbit * 1e6, rtt: ms(rtt_ms), queue: ms(queue_ms), loss: loss / 100.0, seed: 1 }
+    Path { rate: mbit * 1e6, rtt: ms(rtt_ms), queue: ms(queue_ms), loss: loss / 100.0, burst: 0, seed: 1 }
 }
 
 fn quic(cc: Congestion) -> Flow {

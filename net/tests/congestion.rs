@@ -10,7 +10,7 @@ use std::time::Duration;
 
 fn path(mbit: f64, rtt_ms: u64, queue_ms: u64, loss: f64) -> Path {
     let (rtt, queue) = (Duration::from_millis(rtt_ms), Duration::from_millis(queue_ms));
-    Path { rate: mbit * 1e6, rtt, queue, loss, seed: 7 }
+    Path { rate: mbit * 1e6, rtt, queue, loss, burst: 0, seed: 7 }
 }
 
 fn tide(start: u64) -> Flow {
@@ -63,6 +63,23 @@ fn two_of_its_own_share_evenly_whoever_was_first() {
     let report = run(path(50.0, 20, 60, 0.0), &[tide(0), tide(2)], Duration::from_secs(14));
     let (a, b) = (report.flows[0].rate(6.0, 14.0), report.flows[1].rate(6.0, 14.0));
     assert!((0.35..0.65).contains(&(a / (a + b))), "{a} and {b}");
+}
+
+/// Peers of a swarm ask for some chunks at a time, so each connection pauses again and again, and the first of each burst
+/// goes through a shaper at the speed of the wire. Who takes that for the link's rate fills the queue until it overflows.
+#[test]
+fn what_a_shaper_lets_through_at_first_is_not_the_rate_of_the_link() {
+    let path = Path { burst: 200_000, ..path(80.0, 1, 60, 0.0) };
+    let load = Load::Bursts(2_000_000, Duration::from_millis(30));
+    for flows in [1u64, 2] {
+        let flow = |i| Flow::Quic { cc: Congestion::Tide, load, start: Duration::from_millis(40 * i) };
+        let report = run(path, &(0..flows).map(flow).collect::<Vec<_>>(), Duration::from_secs(10));
+        let got: f64 = (0..flows as usize).map(|i| part(&report, i, (2.0, 10.0), 80.0)).sum();
+        assert!(got > 0.88, "{flows} flows got {:.1} % of the link", got * 100.0);
+        for flow in &report.flows {
+            assert!(flow.loss_share() < 0.005, "one of {flows} flows lost {:.2} %", flow.loss_share() * 100.0);
+        }
+    }
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub struct Path {
     pub queue: Duration,
     /// Share of the packets lost at random, each way.
     pub loss: f64,
+    /// Bytes that may pass at the wire's speed after a pause: the token bucket of a shaper. 0: there is none.
+    pub burst: u64,
     pub seed: u64,
 }
 
@@ -131,9 +133,16 @@ enum Event {
 }
 
 /// One direction of the link.
+#[derive(Default)]
 struct Pipe {
+    /// When the link can take the next packet, or could have, if it saves up.
     free: Time,
+    /// When the wire can.
+    wire: Time,
 }
+
+/// Nanoseconds that a wire takes for a byte: 1 Gbit/s. It is in front of a shaper only.
+const WIRE_BYTE: Time = 8;
 
 pub(crate) struct World {
     path: Path,
@@ -176,8 +185,9 @@ impl World {
             return;
         }
         let pipe = &mut self.pipes[usize::from(forward)];
-        let begin = pipe.free.max(self.now);
-        let wait = begin - self.now;
+        let saved = (self.path.burst as f64 * 8e9 / self.path.rate) as Time;
+        let begin = pipe.free.max(self.now.saturating_sub(saved));
+        let wait = begin.saturating_sub(self.now);
         if u128::from(wait) > self.path.queue.as_nanos() {
             self.report.overflowed += u64::from(forward);
             return;
@@ -186,7 +196,12 @@ impl World {
         if forward {
             *self.report.queue_ms.entry((wait / MS) as u32).or_default() += 1;
         }
-        let at = self.pipes[usize::from(forward)].free + self.path.rtt.as_nanos() as Time / 2;
+        let mut leaves = pipe.free;
+        if saved > 0 {
+            pipe.wire = pipe.wire.max(self.now) + (len + ETHERNET) as Time * WIRE_BYTE;
+            leaves = leaves.max(pipe.wire);
+        }
+        let at = leaves + self.path.rtt.as_nanos() as Time / 2;
         self.at(at, Event::Arrive { flow, forward, payload });
     }
 
@@ -223,7 +238,7 @@ pub fn run_traced(path: Path, flows: &[Flow], end: Duration, mut trace: impl FnM
         now: 0,
         events: BTreeMap::new(),
         sequence: 0,
-        pipes: [Pipe { free: 0 }, Pipe { free: 0 }],
+        pipes: Default::default(),
         random: path.seed.wrapping_mul(2).wrapping_add(1),
         report: Report { flows: vec![FlowReport::default(); flows.len()], ..Report::default() },
     };

@@ -15,7 +15,7 @@ mod tests;
 use losses::{Losses, Verdict};
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use quinn_proto::RttEstimator;
-use samples::{MaxOfRounds, Samples};
+use samples::{LEAST_SPAN, MaxOfRounds, Samples};
 use std::{
     any::Any,
     sync::Arc,
@@ -279,7 +279,13 @@ impl Tide {
         let drained = (settled + rate * BURST.as_secs_f64()).max(self.floor());
         match self.phase {
             Phase::Startup => self.grow(now, app_limited, round),
-            Phase::Settle if round => self.phase = Phase::Drain,
+            Phase::Settle if round => {
+                // bursts of the start may have gone faster than the path carries on
+                if self.round_counts {
+                    self.rate.set(self.last_round_rate);
+                }
+                self.phase = Phase::Drain;
+            }
             Phase::Drain if in_flight <= settled.max(self.floor()) => self.cruise(),
             Phase::Down { rounds, drained: false, from } if in_flight <= drained || (round && rounds > 0) => {
                 self.phase = Phase::Down { rounds, drained: true, from };
@@ -436,7 +442,9 @@ impl Controller for Tide {
         }
         self.losses.acked(self.batch_bytes, rtt);
         let mut round = false;
-        if let Some(sample) = self.samples.end(now, in_flight, app_limited, self.least_rtt()) {
+        // the start has to know of each burst, or it would never begin to grow
+        let diluted = if self.phase == Phase::Startup { Duration::ZERO } else { LEAST_SPAN };
+        if let Some(sample) = self.samples.end(now, in_flight, app_limited, self.least_rtt(), diluted) {
             if !sample.app_limited || sample.rate > self.rate.get() {
                 self.rate.add(sample.rate);
                 self.round_rate = self.round_rate.max(sample.rate);

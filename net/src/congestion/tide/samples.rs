@@ -15,8 +15,11 @@ const MAX_ENTRIES: usize = 512;
 /// Entries in a round trip at most. Packets sent between two entries are measured from the earlier one, which lengthens
 /// their sample by one part in this many.
 const PER_ROUND_TRIP: u32 = 64;
-/// Entries closer than this are merged even where the round trip is shorter.
-const MIN_SPACING: Duration = Duration::from_micros(20);
+/// Entries closer than this are merged even where the round trip is shorter. All of them together span [`LEAST_SPAN`].
+const MIN_SPACING: Duration = Duration::from_micros(40);
+/// A rate is what was delivered in so much time at least. Shapers let some hundred kilobytes pass at the speed of the wire
+/// before they hold anything back, and over one short round trip that is all that would be seen.
+pub(super) const LEAST_SPAN: Duration = Duration::from_millis(10);
 
 /// The state when something was sent.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +56,8 @@ pub(super) struct Samples {
     pub(super) delivered: u64,
     delivered_at: Instant,
     first_sent: Instant,
+    /// When something was last sent with nothing in flight.
+    busy_since: Instant,
     /// Bytes lost in all.
     pub(super) lost: u64,
     /// Bytes in flight as far as is known: exact after each batch of acknowledgements; in between it counts pure
@@ -71,6 +76,7 @@ impl Samples {
             delivered: 0,
             delivered_at: now,
             first_sent: now,
+            busy_since: now,
             lost: 0,
             in_flight: 0,
             app_limited_until: None,
@@ -82,6 +88,7 @@ impl Samples {
         if self.in_flight == 0 {
             self.first_sent = now;
             self.delivered_at = now;
+            self.busy_since = now;
         }
         self.in_flight = self.in_flight.saturating_add(bytes);
         let spacing = (rtt / PER_ROUND_TRIP).max(MIN_SPACING);
@@ -122,13 +129,14 @@ impl Samples {
     }
 
     /// Ends a batch of acknowledgements. `shortest` is the least time that a sample must span: shorter ones come from
-    /// acknowledgements that arrived in a heap.
+    /// acknowledgements that arrived in a heap. What was seen for less than `diluted` is taken as all that came in that time.
     pub(super) fn end(
         &mut self,
         now: Instant,
         in_flight: u64,
         app_limited: bool,
         shortest: Duration,
+        diluted: Duration,
     ) -> Option<Sample> {
         self.in_flight = in_flight;
         if self.app_limited_until.is_some_and(|until| self.delivered > until) {
@@ -139,20 +147,26 @@ impl Samples {
         }
         let (sent, entry) = self.newest.take()?;
         self.first_sent = self.first_sent.max(sent);
-        // what is older than the newest acknowledged packet is asked for only by losses, within a round trip or so
-        while self.entries.len() > MAX_ENTRIES / 2 && self.entries.get(1).is_some_and(|e| e.at < entry.first_sent) {
+        // one round trip, or more of them where they are short and nothing paused meanwhile
+        let from = now.checked_sub(LEAST_SPAN).unwrap_or(now).max(self.busy_since);
+        let begin = self.entries.partition_point(|e| e.at < from);
+        let base = self.entries.get(begin).filter(|e| e.at < entry.at).copied().unwrap_or(entry);
+        // what is older is asked for only by losses, within a round trip or so
+        while self.entries.len() > MAX_ENTRIES / 2
+            && self.entries.get(1).is_some_and(|e| e.at < entry.first_sent.min(from))
+        {
             self.entries.pop_front();
         }
-        let sending = sent.saturating_duration_since(entry.first_sent);
-        let acking = now.saturating_duration_since(entry.delivered_at);
+        let sending = sent.saturating_duration_since(base.first_sent);
+        let acking = now.saturating_duration_since(base.delivered_at);
         let span = sending.max(acking);
         if span < shortest || span.is_zero() {
             return None;
         }
         Some(Sample {
-            rate: (self.delivered - entry.delivered) as f64 / span.as_secs_f64(),
+            rate: (self.delivered - base.delivered) as f64 / span.max(diluted).as_secs_f64(),
             prior_delivered: entry.delivered,
-            app_limited: entry.app_limited,
+            app_limited: base.app_limited || entry.app_limited || span < diluted,
         })
     }
 

@@ -3,7 +3,7 @@
 
 use super::{
     losses::{Losses, Verdict},
-    samples::{MaxOfRounds, Samples},
+    samples::{LEAST_SPAN, MaxOfRounds, Samples},
 };
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ fn steady(
         let now = begun + MS * n;
         if n >= rtt {
             samples.acked(now, begun + MS * (n - rtt), MTU);
-            last = samples.end(now, MTU * u64::from(rtt.min(packets)), app_limited, MS * rtt).or(last);
+            last = samples.end(now, MTU * u64::from(rtt.min(packets)), app_limited, MS * rtt, LEAST_SPAN).or(last);
         }
         if n < packets {
             samples.sent(now, MTU, MS * rtt);
@@ -53,7 +53,7 @@ fn acknowledgements_that_come_in_a_heap_give_no_rate_above_what_was_sent() {
     for n in 0..100 {
         let now = begun + MS * 200 + Duration::from_micros(u64::from(n));
         samples.acked(now, begun + MS * n, MTU);
-        if let Some(sample) = samples.end(now, MTU * u64::from(99 - n), false, MS * 20) {
+        if let Some(sample) = samples.end(now, MTU * u64::from(99 - n), false, MS * 20, LEAST_SPAN) {
             largest = largest.max(sample.rate);
         }
     }
