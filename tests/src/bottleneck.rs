@@ -187,13 +187,24 @@ impl Pipe {
     }
 }
 
-/// A packet under way, the next to arrive first. Times are nanoseconds since the relay began.
+/// A packet under way, the next to get somewhere first. Times are nanoseconds since the relay began.
+///
+/// A downlink takes packets as they get there. To book it when they leave would let those that wait at one uplink keep it
+/// from what comes from another meanwhile.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Packet {
     at: u64,
     count: u64,
+    stage: Stage,
     to: usize,
     bytes: Vec<u8>,
+}
+
+/// What a packet gets to.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Downlink,
+    Host,
 }
 
 struct Relay {
@@ -212,8 +223,10 @@ impl Relay {
         let now = || begun.elapsed().as_nanos() as u64;
         while !stop.load(Relaxed) {
             while self.travelling.peek().is_some_and(|Reverse(packet)| packet.at <= now()) {
-                if let Some(Reverse(packet)) = self.travelling.pop() {
-                    self.arrive(&packet);
+                match self.travelling.pop() {
+                    Some(Reverse(packet)) if packet.stage == Stage::Downlink => self.descend(packet),
+                    Some(Reverse(packet)) => self.arrive(&packet),
+                    None => {}
                 }
             }
             let due = self.travelling.peek().map(|Reverse(packet)| packet.at.saturating_sub(now()));
@@ -254,13 +267,18 @@ impl Relay {
             return;
         }
         let Some(up) = self.links[from][0].pass(now, packet.len(), self.paths.queue) else { return };
-        let there = up + self.paths.rtt.as_nanos() as u64 / 2;
-        let Some(at) = self.links[to][1].pass(there, packet.len(), self.paths.queue) else {
-            self.arrived[to].dropped.fetch_add(1, Relaxed);
-            return;
-        };
+        let at = up + self.paths.rtt.as_nanos() as u64 / 2;
         self.count += 1;
-        self.travelling.push(Reverse(Packet { at, count: self.count, to, bytes: packet.to_vec() }));
+        let (count, bytes) = (self.count, packet.to_vec());
+        self.travelling.push(Reverse(Packet { at, count, stage: Stage::Downlink, to, bytes }));
+    }
+
+    /// A packet is at its receiver's downlink.
+    fn descend(&mut self, packet: Packet) {
+        match self.links[packet.to][1].pass(packet.at, packet.bytes.len(), self.paths.queue) {
+            Some(at) => self.travelling.push(Reverse(Packet { at, stage: Stage::Host, ..packet })),
+            None => drop(self.arrived[packet.to].dropped.fetch_add(1, Relaxed)),
+        }
     }
 
     fn arrive(&mut self, packet: &Packet) {
