@@ -32,7 +32,13 @@ const STARTUP_GROWTH: f64 = 1.0;
 /// The same while the window is far below what the spacing of acknowledgements says of the bottleneck.
 const FAST_GROWTH: f64 = 3.0;
 /// Far below: this part of it.
-const FAST_BELOW: f64 = 0.33;
+const FAST_BELOW: f64 = 0.5;
+/// And near it, so that the path is not overrun in the round trip that it takes to hear of the queue. Enough to get on by a
+/// half in each round trip where the bottleneck is wider than it seemed.
+const NEAR_GROWTH: f64 = 0.5;
+const NEAR: f64 = 0.9;
+/// What is sent within so much time is one burst.
+const ONE_BURST: Duration = Duration::from_millis(1);
 /// Start ends when the rate has not grown by this factor for [`PLATEAU_ROUNDS`].
 const PLATEAU: f64 = 1.25;
 const PLATEAU_ROUNDS: u32 = 3;
@@ -362,10 +368,13 @@ impl Tide {
             return;
         }
         let known = self.start.train_bytes >= 16.0 * self.mtu as f64 && self.start.train_secs > 0.0;
-        let far = known
-            && (self.window as f64) < FAST_BELOW * self.bdp(self.start.train_bytes / self.start.train_secs)
-            && self.samples.lost == 0;
-        let growth = if far { FAST_GROWTH } else { STARTUP_GROWTH };
+        // the part of the bottleneck's bandwidth-delay product that is in flight
+        let part = self.window as f64 / self.bdp(self.start.train_bytes / self.start.train_secs);
+        let growth = match () {
+            () if known && part < FAST_BELOW && self.samples.lost == 0 => FAST_GROWTH,
+            () if known && part > NEAR => NEAR_GROWTH,
+            () => STARTUP_GROWTH,
+        };
         self.window = self.window.saturating_add((growth * self.batch_bytes as f64) as u64);
     }
 
@@ -378,7 +387,7 @@ impl Tide {
             self.start.high_acks += 1;
         }
         match self.start.burst {
-            Some((at, last)) if at == sent => {
+            Some((at, last)) if sent.saturating_duration_since(at) < ONE_BURST => {
                 self.start.train_bytes += self.batch_bytes as f64;
                 self.start.train_secs += now.saturating_duration_since(last).as_secs_f64();
                 self.start.burst = Some((at, now));
