@@ -60,6 +60,19 @@ impl Alpn {
     }
 }
 
+/// What an inbound connection may hold before its ALPN is known: what both protocols allow, and one unidirectional stream.
+/// Our control stream would wait a round trip for it otherwise. libp2p opens none; who opens it all the same finds nobody
+/// who reads it, within the window that bounds the whole connection.
+fn before_alpn(limits: &Limits) -> AlpnLimits {
+    let (a, b) = (&limits.libp2p, &limits.shoal);
+    AlpnLimits {
+        bidi_streams: a.bidi_streams.min(b.bidi_streams),
+        uni_streams: a.uni_streams.max(b.uni_streams).min(1),
+        receive_window_bytes: a.receive_window_bytes.min(b.receive_window_bytes),
+        send_window_bytes: a.send_window_bytes.min(b.send_window_bytes),
+    }
+}
+
 /// Builds and keeps the configurations.
 pub(crate) struct Configs {
     tls: Tls,
@@ -86,19 +99,13 @@ impl Configs {
         endpoint
     }
 
-    /// For a connection that came over a route with this payload. Its ALPN is not known yet, so it begins with what
-    /// both protocols allow; [`Configs::admit`] then gives each its own.
+    /// For a connection that came over a route with this payload. Its ALPN is not known yet, so it begins with
+    /// [`before_alpn`]; [`Configs::admit`] then gives each its own.
     pub(crate) fn server(&self, payload: u16) -> Arc<ServerConfig> {
         cached(&self.servers, payload, || {
-            let (a, b) = (&self.config.limits.libp2p, &self.config.limits.shoal);
-            let both = AlpnLimits {
-                bidi_streams: a.bidi_streams.min(b.bidi_streams),
-                uni_streams: a.uni_streams.min(b.uni_streams),
-                receive_window_bytes: a.receive_window_bytes.min(b.receive_window_bytes),
-                send_window_bytes: a.send_window_bytes.min(b.send_window_bytes),
-            };
+            let early = before_alpn(&self.config.limits);
             let mut server = ServerConfig::with_crypto(self.tls.server.clone());
-            server.transport_config(Arc::new(self.transport(&both, payload)));
+            server.transport_config(Arc::new(self.transport(&early, payload)));
             // libp2p cannot follow a peer that changes its address.
             server.migration(false);
             server.max_incoming(self.config.limits.queued_handshakes);
@@ -210,4 +217,21 @@ fn cached<K: Ord + Copy, V>(cache: &Mutex<BTreeMap<K, Arc<V>>>, key: K, make: im
         cache.insert(key, made.clone());
     }
     made
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_allowed_before_the_alpn_is_known_suits_both_protocols() {
+        let limits = Limits::default();
+        let early = before_alpn(&limits);
+        for alpn in [&limits.libp2p, &limits.shoal] {
+            assert!(early.bidi_streams <= alpn.bidi_streams);
+            assert!(early.receive_window_bytes <= alpn.receive_window_bytes);
+            assert!(early.send_window_bytes <= alpn.send_window_bytes);
+        }
+        assert_eq!(early.uni_streams, 1, "the control stream must not wait for another round trip");
+    }
 }
