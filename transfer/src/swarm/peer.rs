@@ -16,6 +16,11 @@ const RATE_GAIN: f64 = 0.3;
 const SERVICE_SLACK: Duration = Duration::from_millis(50);
 /// A window grows by this factor over what was delivered in its time, so that a faster path is found.
 pub(super) const WINDOW_GAIN: f64 = 1.5;
+/// While a peer's rate still grows, a window covers this many round trips: a sender's start may quadruple in each.
+const GROWING_ROUND_TRIPS: u32 = 4;
+/// Growth is over after so many spans in a row without a new maximum, a little above the last one.
+const GROWN_SPANS: u32 = 5;
+const GROWTH: f64 = 1.1;
 /// Announced leaves remembered one by one; what is beyond is found again by a walk through the haves.
 const MAX_CANDIDATES: usize = 256;
 
@@ -27,6 +32,8 @@ pub(super) struct Meter {
     peak: f64,
     span_start: Duration,
     span_bytes: u64,
+    /// Spans without growth, until there are [`GROWN_SPANS`] of them for the first time.
+    flat_spans: u32,
 }
 
 impl Meter {
@@ -42,6 +49,9 @@ impl Meter {
         if span >= RATE_SPAN {
             let sample = self.span_bytes as f64 / span.as_secs_f64();
             self.rate = if self.rate == 0.0 { sample } else { self.rate + RATE_GAIN * (sample - self.rate) };
+            if self.is_growing() {
+                self.flat_spans = if sample > GROWTH * self.peak { 0 } else { self.flat_spans + 1 };
+            }
             // halves in about two seconds without a new maximum
             let decay = 0.5f64.powf(span.as_secs_f64() / 2.0);
             self.peak = (self.peak * decay).max(sample);
@@ -52,6 +62,11 @@ impl Meter {
     /// Bytes per second; 0 while nothing is known.
     pub(super) fn rate(&self) -> f64 {
         self.rate
+    }
+
+    /// Whether it is at its beginning, where the rate says little about what the path can do.
+    pub(super) fn is_growing(&self) -> bool {
+        self.flat_spans < GROWN_SPANS
     }
 
     /// The recent maximum, bytes per second; 0 while nothing is known.
@@ -284,8 +299,11 @@ impl Peer {
         if self.meter.peak() == 0.0 {
             return initial.max(least);
         }
-        let span = self.rtt + SERVICE_SLACK;
-        ((self.meter.peak() * span.as_secs_f64() * WINDOW_GAIN) as u64).max(least)
+        let mut span = (self.rtt + SERVICE_SLACK).mul_f64(WINDOW_GAIN);
+        if self.meter.is_growing() {
+            span = span.max(GROWING_ROUND_TRIPS * self.rtt);
+        }
+        ((self.meter.peak() * span.as_secs_f64()) as u64).max(least)
     }
 
     /// Bytes worth putting into one request: few enough that a lost peer costs little, many enough that requests are rare.

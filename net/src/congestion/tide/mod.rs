@@ -35,8 +35,8 @@ const FAST_GROWTH: f64 = 3.0;
 const FAST_BELOW: f64 = 0.5;
 /// And near it, so that the path is not overrun in the round trip that it takes to hear of the queue. Enough to get on by a
 /// half in each round trip where the bottleneck is wider than it seemed.
-const NEAR_GROWTH: f64 = 0.5;
-const NEAR: f64 = 0.9;
+const NEAR_GROWTH: f64 = 0.25;
+const NEAR: f64 = 0.7;
 /// What is sent within so much time is one burst.
 const ONE_BURST: Duration = Duration::from_millis(1);
 /// Start ends when the rate has not grown by this factor for [`PLATEAU_ROUNDS`].
