@@ -33,10 +33,11 @@ const STARTUP_GROWTH: f64 = 1.0;
 const FAST_GROWTH: f64 = 3.0;
 /// Far below: this part of it.
 const FAST_BELOW: f64 = 0.5;
-/// And near it, so that the path is not overrun in the round trip that it takes to hear of the queue. Enough to get on by a
-/// half in each round trip where the bottleneck is wider than it seemed.
-const NEAR_GROWTH: f64 = 0.25;
-const NEAR: f64 = 0.7;
+/// Near it, past this part, the window grows by so much: the path is not overrun in the round trip that it takes to hear of
+/// the queue, and if the bottleneck is wider than it seemed, that is soon found.
+const NEAR: (f64, f64) = (0.7, 0.25);
+/// The same on a path that loses packets, where gaps between acknowledgements make it seem narrower than it is.
+const NEAR_WITH_LOSSES: (f64, f64) = (0.9, 0.5);
 /// What is sent within so much time is one burst.
 const ONE_BURST: Duration = Duration::from_millis(1);
 /// Start ends when the rate has not grown by this factor for [`PLATEAU_ROUNDS`].
@@ -370,9 +371,11 @@ impl Tide {
         let known = self.start.train_bytes >= 16.0 * self.mtu as f64 && self.start.train_secs > 0.0;
         // the part of the bottleneck's bandwidth-delay product that is in flight
         let part = self.window as f64 / self.bdp(self.start.train_bytes / self.start.train_secs);
+        let lossless = self.samples.lost == 0;
+        let (near, near_growth) = if lossless { NEAR } else { NEAR_WITH_LOSSES };
         let growth = match () {
-            () if known && part < FAST_BELOW && self.samples.lost == 0 => FAST_GROWTH,
-            () if known && part > NEAR => NEAR_GROWTH,
+            () if known && part < FAST_BELOW && lossless => FAST_GROWTH,
+            () if known && part > near => near_growth,
             () => STARTUP_GROWTH,
         };
         self.window = self.window.saturating_add((growth * self.batch_bytes as f64) as u64);
