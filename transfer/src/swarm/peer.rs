@@ -299,7 +299,8 @@ impl Peer {
         if self.meter.peak() == 0.0 {
             return initial.max(least);
         }
-        let mut span = (self.rtt + SERVICE_SLACK).mul_f64(WINDOW_GAIN);
+        // a round trip to ask in, and one to send again in what was lost: on a lossy path that is some of every request
+        let mut span = (2 * self.rtt + SERVICE_SLACK).mul_f64(WINDOW_GAIN);
         if self.meter.is_growing() {
             span = span.max(GROWING_ROUND_TRIPS * self.rtt);
         }
