@@ -44,6 +44,11 @@ pub struct SwarmConfig {
     pub largest_batch: u64,
     /// A request holds at most so many leaves.
     pub most_leaves: usize,
+    /// A peer that was asked is late after a silence that is unusual for it, and after this one at least: those who have
+    /// nothing else to give are asked for the same.
+    pub least_late: Duration,
+    /// A peer that was asked and never sent anything is late after so long.
+    pub first_late: Duration,
     /// Bounds of the adaptive time-out: a peer that was asked and sends nothing for so long has stalled.
     pub least_timeout: Duration,
     /// Upper bound of the adaptive time-out.
@@ -63,6 +68,8 @@ impl Default for SwarmConfig {
             total_slack: Duration::from_millis(180),
             largest_batch: 2 << 20,
             most_leaves: 512,
+            least_late: Duration::from_millis(250),
+            first_late: Duration::from_millis(500),
             least_timeout: Duration::from_secs(1),
             most_timeout: Duration::from_secs(4),
             patience: Duration::from_secs(15),
@@ -192,6 +199,8 @@ pub struct Swarm {
     pending_bytes: u64,
     /// Seeders that had nothing to ask for.
     dry_seeders: Vec<u32>,
+    /// Peers that are late; each once, so that the peers bound the list.
+    late: Vec<u32>,
     /// Bytes that come out of seeders, announced by anybody for the first time.
     outflow: Meter,
     /// Peers that have only leaves to give which it is not this leecher's turn to ask for; each
@@ -263,6 +272,7 @@ impl Swarm {
             pending: FixedBitSet::with_capacity(count),
             pending_bytes: 0,
             dry_seeders: vec![],
+            late: vec![],
             outflow: Meter::default(),
             held: VecDeque::new(),
             released: 0,
@@ -327,6 +337,9 @@ impl Swarm {
         self.free.push(slot);
         if gone.held {
             self.held.retain(|held| *held != slot);
+        }
+        if gone.late {
+            self.late.retain(|late| *late != slot);
         }
         if !gone.is_seeder() {
             self.leechers -= 1;
@@ -434,6 +447,9 @@ impl Swarm {
     pub fn handle_bytes(&mut self, now: Duration, peer: PeerIx, bytes: u64) {
         let Some(slot) = self.slots.get(&peer).copied() else { return };
         let Some(p) = &mut self.peers[slot as usize] else { return };
+        if p.late {
+            self.late.retain(|late| *late != slot);
+        }
         p.delivered(now, bytes);
         self.meter.add(now, bytes);
         let rtt = p.rtt.as_secs_f64();

@@ -171,6 +171,8 @@ pub(super) struct Peer {
     pub(super) in_flight: u64,
     /// Something came from it since it was asked after being idle, so that its oldest request is being answered.
     pub(super) heard: bool,
+    /// It was asked and has been silent for longer than is usual for it: others may be asked for the same.
+    pub(super) late: bool,
     /// Its requests timed out: it gets one leaf at a time until it delivers again.
     pub(super) snubbed: bool,
     /// It refused a request and is left alone until then.
@@ -186,6 +188,7 @@ pub(super) struct Peer {
     pub(super) meter: Meter,
     /// When it last delivered anything, or was first asked after being idle.
     pub(super) last_active: Duration,
+    last_asked: Duration,
     gap_mean: f64,
     gap_deviation: f64,
 }
@@ -211,6 +214,7 @@ impl Peer {
             batches: BTreeMap::new(),
             in_flight: 0,
             heard: false,
+            late: false,
             snubbed: false,
             paused: None,
             held: false,
@@ -221,6 +225,7 @@ impl Peer {
             rtt,
             meter: Meter::default(),
             last_active: now,
+            last_asked: now,
             gap_mean: 0.0,
             gap_deviation: 0.0,
         }
@@ -269,13 +274,17 @@ impl Peer {
         }
     }
 
-    /// A request goes out.
-    pub(super) fn asked(&mut self, now: Duration, bytes: u64) {
+    /// A request goes out. Whoever stalled has no more patience to expect because others brought what it was asked for,
+    /// unless it was left alone for as long as `patience`.
+    pub(super) fn asked(&mut self, now: Duration, bytes: u64, patience: Duration) {
         if self.in_flight == 0 {
-            self.last_active = now;
+            if !self.snubbed || self.last_asked + patience < now {
+                self.last_active = now;
+            }
             self.heard = false;
             self.meter.restart(now);
         }
+        self.last_asked = now;
         self.in_flight += bytes;
     }
 
@@ -283,7 +292,7 @@ impl Peer {
     pub(super) fn delivered(&mut self, now: Duration, bytes: u64) {
         let gap = now.saturating_sub(self.last_active).as_secs_f64();
         self.last_active = now;
-        self.snubbed = false;
+        (self.late, self.snubbed) = (false, false);
         self.heard = true;
         // Jacobson and Karels 1988, as in RFC 6298: mean and mean deviation
         self.gap_deviation += 0.25 * ((gap - self.gap_mean).abs() - self.gap_deviation);
@@ -313,18 +322,22 @@ impl Peer {
         if peak == 0.0 { largest / 8 } else { ((peak * 0.02) as u64).min(largest) }
     }
 
-    /// Without a byte for this long, a peer that was asked counts as stalled: mean + 4 deviations of the gaps seen.
-    pub(super) fn timeout(&self, least: Duration, most: Duration) -> Duration {
+    /// The longest silence to expect of a peer that was asked: mean + 4 deviations of the gaps seen. None while nothing
+    /// has come from it.
+    pub(super) fn silence(&self) -> Option<Duration> {
         if self.bytes == 0 && self.gap_mean == 0.0 {
-            return most;
+            return None;
         }
         let seconds = self.gap_mean + 4.0 * self.gap_deviation + 2.0 * self.rtt.as_secs_f64();
-        Duration::from_secs_f64(seconds.min(3600.0)).clamp(least, most)
+        Some(Duration::from_secs_f64(seconds.min(3600.0)))
     }
 
     /// Seconds until `bytes` more, asked for now, would be here, for a peer that delivers `unknown` bytes per second
     /// where nothing is known of it.
     pub(super) fn eta(&self, bytes: u64, unknown: f64) -> f64 {
+        if self.late {
+            return f64::INFINITY;
+        }
         let rate = if self.meter.rate() == 0.0 { unknown } else { self.meter.rate() };
         if rate == 0.0 {
             return f64::INFINITY;

@@ -204,6 +204,45 @@ fn a_stalled_peer_is_replaced_within_five_seconds() {
     assert_eq!(w.swarm.account(slow).unwrap().leaves, 0);
 }
 
+/// It is asked last, and what it is asked for then is asked of the others as well.
+#[test]
+fn a_stalled_peer_is_not_trusted_with_the_last_leaf() {
+    for leaves in 1..8 {
+        let mut w = World::new(vec![100_000; leaves]);
+        w.join(Kind::Staller, (0..leaves as u32).collect());
+        w.join(Kind::Honest, (0..leaves as u32).collect());
+        w.join(Kind::Staller, (0..leaves as u32).collect());
+        while !w.swarm.is_complete() {
+            w.step(0);
+            assert!(w.now < Duration::from_secs(2), "{} of {leaves} leaves", w.done.len());
+        }
+    }
+}
+
+/// All of them need what the others hold, and each of them waits for the one that fell silent.
+#[test]
+fn a_peer_that_falls_silent_is_not_waited_for_by_those_who_have_nothing_else_to_do() {
+    for seen in 0..30 {
+        let mut w = World::new(vec![100_000; 40]);
+        let dies = w.join(Kind::Honest, (0..40).collect());
+        w.join(Kind::Honest, (0..38).collect());
+        for pick in 0..seen {
+            w.step(pick * 7);
+        }
+        w.peers.get_mut(&dies).unwrap().0 = Kind::Staller;
+        while w.done.len() < 38 {
+            w.step(0);
+            assert!(w.now < Duration::from_secs(2), "{} of 40 leaves", w.done.len());
+        }
+        // it is back before anybody's patience ends
+        w.peers.get_mut(&dies).unwrap().0 = Kind::Honest;
+        while !w.swarm.is_complete() {
+            w.step(0);
+        }
+        assert!(w.dropped.is_empty() && w.now < Duration::from_secs(2));
+    }
+}
+
 /// What is asked of them is on its way for ever. It must not use up what may be on its way.
 #[test]
 fn many_stalled_peers_keep_nobody_from_asking_the_one_that_answers() {

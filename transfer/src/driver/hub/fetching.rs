@@ -222,6 +222,7 @@ impl Hub {
             let Some(f) = &mut r.fetch else { return };
             let Some(running) = f.running() else { return };
             let Some(action) = running.swarm.poll_action(now) else { break };
+            tracing::trace!(?action, progress = ?running.swarm.progress(), "the scheduler decided");
             let who = |ix: PeerIx| r.members.iter().find(|(_, m)| m.ix == ix).map(|(p, m)| (*p, m.link));
             match action {
                 Action::Request { peer, batch, leaves } => {

@@ -65,16 +65,17 @@ impl Swarm {
             return;
         }
         let Some(p) = self.at(slot) else { return };
-        let due = p.last_active + self.time_to_stall(p);
-        if p.in_flight == 0 {
-            self.set_alarmed(slot, false);
-        } else if due > now {
-            self.alarms.set(due, slot);
-        } else {
-            self.set_alarmed(slot, false);
-            self.stalled(now, slot);
-            self.watch_stall(slot);
+        let (due, late, idle) = (self.due(p), p.late, p.in_flight == 0);
+        if !idle && due > now {
+            return self.alarms.set(due, slot);
         }
+        self.set_alarmed(slot, false);
+        match (idle, late) {
+            (true, _) => return,
+            (false, true) => self.stalled(now, slot),
+            (false, false) => self.fell_silent(slot),
+        }
+        self.watch(slot);
     }
 
     fn set_alarmed(&mut self, slot: u32, yes: bool) {
@@ -83,20 +84,39 @@ impl Swarm {
         }
     }
 
-    /// `slot` was asked for something: it is looked at when it could have stalled.
-    pub(super) fn watch_stall(&mut self, slot: u32) {
+    /// `slot` was asked for something: it is looked at when it could be late.
+    pub(super) fn watch(&mut self, slot: u32) {
         let Some(p) = self.at(slot) else { return };
         if !p.alarmed && p.in_flight > 0 {
-            self.alarms.set(p.last_active + self.time_to_stall(p), slot);
+            self.alarms.set(self.due(p), slot);
             self.set_alarmed(slot, true);
         }
     }
 
-    fn time_to_stall(&self, p: &Peer) -> Duration {
-        if p.snubbed {
-            return self.config.patience;
-        }
-        p.timeout(self.config.least_timeout, self.config.most_timeout)
+    /// When silence makes `p` late, then stalled, then dropped.
+    fn due(&self, p: &Peer) -> Duration {
+        let c = &self.config;
+        let wait = match (p.silence(), p.late, p.snubbed) {
+            (_, _, true) => c.patience,
+            (None, true, _) => c.most_timeout,
+            (None, false, _) => c.first_late,
+            (Some(silence), true, _) => silence.clamp(c.least_timeout, c.most_timeout),
+            (Some(silence), false, _) => silence.clamp(c.least_late, c.most_timeout),
+        };
+        p.last_active + wait
+    }
+
+    /// `slot` has been silent for longer than usual: who has nothing else to do may be asked for its leaves.
+    fn fell_silent(&mut self, slot: u32) {
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        p.late = true;
+        self.late.push(slot);
+        self.wake_others(slot);
+    }
+
+    /// Looks at all but `slot` again. O(peers): it happens where something failed.
+    pub(super) fn wake_others(&mut self, slot: u32) {
+        (0..self.peers.len() as u32).filter(|other| *other != slot).for_each(|other| self.ready(other));
     }
 
     /// `slot` sent nothing for too long: what others can deliver is taken from it. One that stalls again, or whose

@@ -143,7 +143,7 @@ impl Swarm {
             leaves.push(leaf);
         }
         if leaves.is_empty() {
-            let Some(leaf) = self.pick_late(slot) else { return self.dry(slot) };
+            let Some(leaf) = self.pick_at_late(slot).or_else(|| self.pick_late(slot)) else { return self.dry(slot) };
             bytes = u64::from(self.sizes[leaf as usize]);
             leaves.push(leaf);
         }
@@ -166,7 +166,7 @@ impl Swarm {
             () => Lane::Open,
         };
         *self.in_flight.lane(lane) += bytes;
-        p.asked(now, bytes);
+        p.asked(now, bytes, self.config.patience);
         p.batches.insert(batch, Batch { leaves: leaves.iter().copied().collect(), lane });
         for leaf in &leaves {
             self.leaves[*leaf as usize] = Leaf::Asked;
@@ -176,8 +176,12 @@ impl Swarm {
                 holders.second = Some(first);
             }
         }
+        let late = p.late;
         self.actions.push_back(Action::Request { peer, batch, leaves });
-        self.watch_stall(slot);
+        self.watch(slot);
+        if late {
+            self.wake_others(slot);
+        }
     }
 
     /// `slot` has nothing to ask for. It is put back when it announces something or a leaf is needed again.
@@ -268,10 +272,32 @@ impl Swarm {
         leaf
     }
 
+    /// A leaf that a late peer was asked for and `slot` has, to be asked for a second time: `slot` has nothing better to
+    /// give. If the second one to be asked is late as well, it is told to stop.
+    fn pick_at_late(&mut self, slot: u32) -> Option<u32> {
+        let p = self.at(slot).filter(|p| !p.late)?;
+        let is_late = |(holder, _)| self.peer(holder).is_none_or(|h| h.late);
+        let held = self.late.iter().filter_map(|late| self.at(*late)).flat_map(|h| h.batches.values());
+        let mut leaves = held.flat_map(|b| b.leaves.iter().copied()).filter(|leaf| p.has(*leaf));
+        let (leaf, second) = leaves.find_map(|leaf| {
+            let holders = self.asked.get(&leaf)?;
+            let all_late = is_late(holders.first) && holders.second.is_none_or(is_late);
+            all_late.then_some((leaf, holders.second))
+        })?;
+        if let Some((peer, batch)) = second {
+            if self.peer(peer)?.batches.get(&batch).is_none_or(|b| b.leaves != [leaf]) {
+                return None;
+            }
+            self.actions.push_back(Action::Cancel { peer, batch });
+            self.take_back(peer, batch);
+        }
+        Some(leaf)
+    }
+
     /// End game: everything is asked for. A leaf that `slot` would bring well before the one who was asked is asked for
     /// a second time; who comes first wins, the other request is cancelled.
     fn pick_late(&mut self, slot: u32) -> Option<u32> {
-        if self.picker.len() > 0 || self.slots.len() < 2 || self.at(slot)?.snubbed {
+        if self.picker.len() > 0 || self.slots.len() < 2 || self.at(slot)?.late {
             return None;
         }
         let from = self.draw(self.sizes.len()) as u32;
@@ -283,10 +309,9 @@ impl Swarm {
                 continue;
             }
             let Some(h) = self.peer(holder) else { continue };
-            let theirs = if h.snubbed { f64::INFINITY } else { h.eta(0, 0.0) };
+            let theirs = h.eta(0, 0.0);
             let ours = p.eta(u64::from(self.sizes[*leaf as usize]), 0.0);
-            // a stalled holder is worse than whoever delivered once, though its pace was forgotten while it had nothing to do
-            if (theirs > LATE * ours || h.snubbed && p.leaves > 0) && best.is_none_or(|(b, _)| theirs > b) {
+            if theirs > LATE * ours && best.is_none_or(|(b, _)| theirs > b) {
                 best = Some((theirs, *leaf));
             }
         }
