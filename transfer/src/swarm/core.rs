@@ -45,7 +45,7 @@ pub struct SwarmConfig {
     /// A request holds at most so many leaves.
     pub most_leaves: usize,
     /// A peer that was asked is late after a silence that is unusual for it, and after this one at least: those who have
-    /// nothing else to give are asked for the same.
+    /// nothing else to give are asked for the same. Sooner, it would hit busy seeders, and cost duplicates.
     pub least_late: Duration,
     /// A peer that was asked and never sent anything is late after so long.
     pub first_late: Duration,
@@ -68,9 +68,9 @@ impl Default for SwarmConfig {
             total_slack: Duration::from_millis(180),
             largest_batch: 2 << 20,
             most_leaves: 512,
-            least_late: Duration::from_millis(250),
+            least_late: Duration::from_secs(1),
             first_late: Duration::from_millis(500),
-            least_timeout: Duration::from_secs(1),
+            least_timeout: Duration::from_secs(2),
             most_timeout: Duration::from_secs(4),
             patience: Duration::from_secs(15),
             refusal_pause: Duration::from_millis(300),
@@ -447,12 +447,13 @@ impl Swarm {
     pub fn handle_bytes(&mut self, now: Duration, peer: PeerIx, bytes: u64) {
         let Some(slot) = self.slots.get(&peer).copied() else { return };
         let Some(p) = &mut self.peers[slot as usize] else { return };
-        if p.late {
-            self.late.retain(|late| *late != slot);
-        }
+        let (was_late, rtt) = (p.late, p.rtt.as_secs_f64());
         p.delivered(now, bytes);
+        if was_late {
+            self.late.retain(|late| *late != slot);
+            self.watch(slot);
+        }
         self.meter.add(now, bytes);
-        let rtt = p.rtt.as_secs_f64();
         self.rtt = if self.rtt == 0.0 { rtt } else { self.rtt + 0.05 * (rtt - self.rtt) };
         // its window may have grown
         self.ready(slot);

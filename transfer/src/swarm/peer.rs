@@ -89,7 +89,7 @@ pub(super) enum Lane {
     Open,
     /// Leaves that only seeders had when they were asked for.
     Scarce,
-    /// Asked of a peer that stalled: nothing of it is counted on, so it keeps nobody else from being asked.
+    /// Asked of a peer that is late or stalled: nothing of it is counted on, so it keeps nobody else from being asked.
     Stuck,
 }
 
@@ -173,14 +173,14 @@ pub(super) struct Peer {
     pub(super) heard: bool,
     /// It was asked and has been silent for longer than is usual for it: others may be asked for the same.
     pub(super) late: bool,
-    /// Its requests timed out: it gets one leaf at a time until it delivers again.
+    /// Its requests timed out: it gets one leaf at a time until it delivers one; to begin one is not enough.
     pub(super) snubbed: bool,
     /// It refused a request and is left alone until then.
     pub(super) paused: Option<Duration>,
     /// It is among those that are held back.
     pub(super) held: bool,
-    /// A stall alarm is set for it.
-    pub(super) alarmed: bool,
+    /// The alarm that is set for its silence.
+    pub(super) alarmed: Option<Duration>,
     pub(super) bytes: u64,
     pub(super) leaves: u64,
     pub(super) overtaken: u64,
@@ -218,7 +218,7 @@ impl Peer {
             snubbed: false,
             paused: None,
             held: false,
-            alarmed: false,
+            alarmed: None,
             bytes: 0,
             leaves: 0,
             overtaken: 0,
@@ -292,7 +292,7 @@ impl Peer {
     pub(super) fn delivered(&mut self, now: Duration, bytes: u64) {
         let gap = now.saturating_sub(self.last_active).as_secs_f64();
         self.last_active = now;
-        (self.late, self.snubbed) = (false, false);
+        self.late = false;
         self.heard = true;
         // Jacobson and Karels 1988, as in RFC 6298: mean and mean deviation
         self.gap_deviation += 0.25 * ((gap - self.gap_mean).abs() - self.gap_deviation);

@@ -219,9 +219,9 @@ fn a_stalled_peer_is_not_trusted_with_the_last_leaf() {
     }
 }
 
-/// All of them need what the others hold, and each of them waits for the one that fell silent.
+/// Whenever it dies, and though nobody else has the last two leaves, what others can bring is here soon.
 #[test]
-fn a_peer_that_falls_silent_is_not_waited_for_by_those_who_have_nothing_else_to_do() {
+fn a_peer_that_falls_silent_is_not_waited_for_where_others_can_help() {
     for seen in 0..30 {
         let mut w = World::new(vec![100_000; 40]);
         let dies = w.join(Kind::Honest, (0..40).collect());

@@ -22,11 +22,11 @@ impl Alarms {
         self.0.peek().map(|Reverse((at, _))| *at)
     }
 
-    fn pop(&mut self, now: Duration) -> Option<u32> {
-        let Reverse((at, slot)) = *self.0.peek()?;
-        (at <= now).then(|| {
+    fn pop(&mut self, now: Duration) -> Option<(Duration, u32)> {
+        let Reverse(first) = *self.0.peek()?;
+        (first.0 <= now).then(|| {
             self.0.pop();
-            slot
+            first
         })
     }
 }
@@ -42,8 +42,8 @@ impl Swarm {
 
     /// Time has passed: peers that stalled lose what they were asked for to peers that can deliver it.
     pub fn handle_timeout(&mut self, now: Duration) {
-        while let Some(slot) = self.alarms.pop(now) {
-            self.look(now, slot);
+        while let Some((at, slot)) = self.alarms.pop(now) {
+            self.look(now, at, slot);
         }
         if self.next_release.is_some_and(|at| at <= now) {
             self.next_release = None;
@@ -52,64 +52,64 @@ impl Swarm {
         if self.idle_since.is_some_and(|since| since + STARVE <= now) && !self.starved {
             self.starved = true;
             self.wake_seeders();
+            self.late.first().copied().into_iter().for_each(|slot| self.wake_others(slot));
         }
     }
 
-    fn look(&mut self, now: Duration, slot: u32) {
+    fn look(&mut self, now: Duration, at: Duration, slot: u32) {
         let Some(p) = &mut self.peers[slot as usize] else { return };
         if p.paused.is_some_and(|until| until <= now) {
             p.paused = None;
             return self.ready(slot);
         }
-        if !p.alarmed {
+        // a later alarm of a peer that was to be looked at earlier is void
+        if p.alarmed != Some(at) {
             return;
         }
+        p.alarmed = None;
         let Some(p) = self.at(slot) else { return };
-        let (due, late, idle) = (self.due(p), p.late, p.in_flight == 0);
-        if !idle && due > now {
-            return self.alarms.set(due, slot);
-        }
-        self.set_alarmed(slot, false);
-        match (idle, late) {
-            (true, _) => return,
-            (false, true) => self.stalled(now, slot),
-            (false, false) => self.fell_silent(slot),
+        if p.in_flight > 0 && self.due(p) <= now {
+            if p.late { self.stalled(now, slot) } else { self.fell_silent(slot) }
         }
         self.watch(slot);
     }
 
-    fn set_alarmed(&mut self, slot: u32, yes: bool) {
-        if let Some(p) = &mut self.peers[slot as usize] {
-            p.alarmed = yes;
-        }
-    }
-
-    /// `slot` was asked for something: it is looked at when it could be late.
+    /// `slot` is looked at when it could be late or have stalled, if it was asked for something.
     pub(super) fn watch(&mut self, slot: u32) {
         let Some(p) = self.at(slot) else { return };
-        if !p.alarmed && p.in_flight > 0 {
-            self.alarms.set(self.due(p), slot);
-            self.set_alarmed(slot, true);
+        let due = self.due(p);
+        if p.in_flight > 0 && p.alarmed.is_none_or(|at| due < at) {
+            self.alarms.set(due, slot);
+            if let Some(p) = &mut self.peers[slot as usize] {
+                p.alarmed = Some(due);
+            }
         }
     }
 
     /// When silence makes `p` late, then stalled, then dropped.
     fn due(&self, p: &Peer) -> Duration {
         let c = &self.config;
-        let wait = match (p.silence(), p.late, p.snubbed) {
-            (_, _, true) => c.patience,
-            (None, true, _) => c.most_timeout,
-            (None, false, _) => c.first_late,
-            (Some(silence), true, _) => silence.clamp(c.least_timeout, c.most_timeout),
-            (Some(silence), false, _) => silence.clamp(c.least_late, c.most_timeout),
+        let wait = match (p.late, p.silence()) {
+            (false, None) => c.first_late,
+            (false, Some(silence)) => silence.clamp(c.least_late, c.most_timeout),
+            (true, _) if p.snubbed => c.patience,
+            (true, None) => c.most_timeout,
+            (true, Some(silence)) => silence.clamp(c.least_timeout, c.most_timeout),
         };
         p.last_active + wait
     }
 
-    /// `slot` has been silent for longer than usual: who has nothing else to do may be asked for its leaves.
+    /// `slot` has been silent for longer than usual: who has nothing else to do may be asked for its leaves, and what is
+    /// on its way from it does not count as what is asked of all.
     fn fell_silent(&mut self, slot: u32) {
         let Some(p) = &mut self.peers[slot as usize] else { return };
         p.late = true;
+        for b in p.batches.values_mut() {
+            let bytes = b.leaves.iter().map(|l| u64::from(self.sizes[*l as usize])).sum::<u64>();
+            *self.in_flight.lane(b.lane) -= bytes;
+            b.lane = Lane::Stuck;
+            *self.in_flight.lane(b.lane) += bytes;
+        }
         self.late.push(slot);
         self.wake_others(slot);
     }
@@ -140,13 +140,6 @@ impl Swarm {
         for batch in movable {
             self.actions.push_back(Action::Cancel { peer, batch });
             self.handle_ended(now, peer, batch, false);
-        }
-        let Some(p) = &mut self.peers[slot as usize] else { return };
-        for b in p.batches.values_mut() {
-            let bytes = b.leaves.iter().map(|l| u64::from(self.sizes[*l as usize])).sum::<u64>();
-            *self.in_flight.lane(b.lane) -= bytes;
-            b.lane = Lane::Stuck;
-            *self.in_flight.lane(b.lane) += bytes;
         }
     }
 }

@@ -20,6 +20,7 @@ impl Swarm {
         if b.leaves.is_empty() {
             p.batches.remove(&batch);
         }
+        p.snubbed = false;
         self.ready(slot);
         true
     }

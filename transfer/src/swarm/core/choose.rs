@@ -161,7 +161,7 @@ impl Swarm {
         let Some(p) = &mut self.peers[slot as usize] else { return };
         let peer = p.ix;
         let lane = match () {
-            () if p.snubbed => Lane::Stuck,
+            () if p.late || p.snubbed => Lane::Stuck,
             () if scarce => Lane::Scarce,
             () => Lane::Open,
         };
@@ -273,21 +273,25 @@ impl Swarm {
     }
 
     /// A leaf that a late peer was asked for and `slot` has, to be asked for a second time: `slot` has nothing better to
-    /// give. If the second one to be asked is late as well, it is told to stop.
+    /// give. If the second one to be asked is late as well, it is told to stop. While other leaves are on their way,
+    /// those who are merely late keep theirs: in a crowd most of them are busy, and a second copy costs the others.
     fn pick_at_late(&mut self, slot: u32) -> Option<u32> {
         let p = self.at(slot).filter(|p| !p.late)?;
+        let of_late: u64 = self.late.iter().filter_map(|slot| self.at(*slot)).map(|p| p.in_flight).sum();
+        let urgent = self.picker.len() == 0 || self.starved || self.in_flight.all() == of_late;
         let is_late = |(holder, _)| self.peer(holder).is_none_or(|h| h.late);
-        let held = self.late.iter().filter_map(|late| self.at(*late)).flat_map(|h| h.batches.values());
+        let late = self.late.iter().filter_map(|late| self.at(*late)).filter(|h| urgent || h.snubbed);
+        let held = late.flat_map(|h| h.batches.values());
         let mut leaves = held.flat_map(|b| b.leaves.iter().copied()).filter(|leaf| p.has(*leaf));
         let (leaf, second) = leaves.find_map(|leaf| {
             let holders = self.asked.get(&leaf)?;
             let all_late = is_late(holders.first) && holders.second.is_none_or(is_late);
-            all_late.then_some((leaf, holders.second))
+            // a request that holds more is left to run
+            let alone = |(peer, batch)| self.peer(peer).and_then(|p| p.batches.get(&batch)).map(|b| b.leaves.len());
+            let may_end = holders.second.is_none_or(|second| alone(second) == Some(1));
+            (all_late && may_end).then_some((leaf, holders.second))
         })?;
         if let Some((peer, batch)) = second {
-            if self.peer(peer)?.batches.get(&batch).is_none_or(|b| b.leaves != [leaf]) {
-                return None;
-            }
             self.actions.push_back(Action::Cancel { peer, batch });
             self.take_back(peer, batch);
         }
