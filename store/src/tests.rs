@@ -312,8 +312,8 @@ fn what_is_not_understood_is_not_touched() {
     let fixture = Fixture::new();
     drop(fixture.open());
     let format = fixture.home().join("format");
-    fs::write(&format, "2\n").unwrap();
-    assert!(matches!(fixture.try_open(), Err(OpenError::NewerFormat { found: 2, known: 1, .. })));
+    fs::write(&format, "3\n").unwrap();
+    assert!(matches!(fixture.try_open(), Err(OpenError::NewerFormat { found: 3, known: 2, .. })));
     fs::write(&format, "what\n").unwrap();
     assert!(matches!(fixture.try_open(), Err(OpenError::Corrupt { .. })));
     fs::write(&format, "1\n").unwrap();
