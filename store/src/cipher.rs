@@ -187,19 +187,19 @@ mod tests {
 
     use super::*;
 
-    fn seal(key: u8) -> Seal {
+    fn keyed(key: u8) -> Seal {
         Seal::new(&Zeroizing::new([key; 32])).unwrap()
     }
 
     #[test]
     fn a_value_opens_in_its_place_only() {
-        let seal = seal(1);
+        let seal = keyed(1);
         let sealed = seal.seal_value("roots", b"a", b"plain");
         assert_eq!(sealed.len(), 5 + VALUE_OVERHEAD);
         assert_eq!(seal.open_value("roots", b"a", &sealed).as_deref(), Some(&b"plain"[..]));
         assert_eq!(seal.open_value("roots", b"b", &sealed), None);
         assert_eq!(seal.open_value("bases", b"a", &sealed), None);
-        assert_eq!(super::tests::seal(2).open_value("roots", b"a", &sealed), None);
+        assert_eq!(keyed(2).open_value("roots", b"a", &sealed), None);
         for i in 0..sealed.len() {
             assert_eq!(seal.open_value("roots", b"a", &sealed[..i]), None);
             let mut flipped = sealed.to_vec();
@@ -213,13 +213,13 @@ mod tests {
     #[test]
     fn a_record_opens_under_its_own_header_only() {
         let cid = |bytes: &[u8]| Cid::of(Codec::Raw, HashKind::Blake3, bytes);
-        let (seal, mut payload) = (seal(1), b"hello".to_vec());
+        let (seal, mut payload) = (keyed(1), b"hello".to_vec());
         let tag = seal.seal_record(&cid(b"hello"), b"header", &mut payload).unwrap();
         let sealed = payload.clone();
         assert_ne!(sealed, b"hello");
         assert!(!seal.open_record(&cid(b"hello"), b"other", &mut payload, &tag));
         assert!(!seal.open_record(&cid(b"other"), b"header", &mut payload, &tag));
-        assert!(!super::tests::seal(2).open_record(&cid(b"hello"), b"header", &mut payload, &tag));
+        assert!(!keyed(2).open_record(&cid(b"hello"), b"header", &mut payload, &tag));
         assert_eq!(payload, sealed, "as it was");
         assert!(seal.open_record(&cid(b"hello"), b"header", &mut payload, &tag));
         assert_eq!(payload, b"hello");
@@ -227,6 +227,6 @@ mod tests {
 
     #[test]
     fn no_key_is_shown() {
-        assert_eq!(format!("{:?}", seal(0xab)), "Seal(Some(Cipher))");
+        assert_eq!(format!("{:?}", keyed(0xab)), "Seal(Some(Cipher))");
     }
 }
