@@ -293,6 +293,8 @@ async fn start(dir: &Path, name: &str, config: &Config, bootstrap: &[String]) ->
     let mut config = config.clone();
     let settings = config.settings_mut();
     settings.mdns = false;
+    // What it keeps goes with it.
+    settings.encrypt = false;
     settings.listen = vec![parse("/ip4/127.0.0.1/udp/0/quic-v1")?];
     settings.bootstrap = bootstrap.iter().map(|addr| parse(addr)).collect::<Result<_, _>>()?;
     Node::start(home, config, Role::Command).await

@@ -5,6 +5,7 @@ mod allocator;
 mod args;
 mod demo;
 mod output;
+mod passphrase;
 mod run;
 mod settings;
 mod signals;
@@ -54,7 +55,10 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         _ => {}
     }
     let home = Home::locate(cli.global.home.as_deref(), std::env::var_os("SHOAL_HOME"))?;
-    let config = Config::load(&home.config_file(), std::env::vars_os(), &flags(&cli.global))?;
+    let mut config = Config::load(&home.config_file(), std::env::vars_os(), &flags(&cli.global))?;
+    if passphrase::may_ask() {
+        config.prompt_with(passphrase::ask);
+    }
     for warning in config.warnings() {
         output.talk(&format!("warning: {warning}"));
     }

@@ -14,6 +14,8 @@ pub(crate) fn link(error: &LinkError) -> Failure {
 pub(crate) fn open(error: &OpenError) -> Failure {
     let class = match error {
         OpenError::Locked { .. } | OpenError::NewerFormat { .. } | OpenError::Corrupt { .. } => Class::Home,
+        OpenError::NeedsPassphrase { .. } | OpenError::WrongPassphrase { .. } => Class::Home,
+        OpenError::NotEncrypted { .. } => Class::Home,
         OpenError::Io { .. } => Class::Disk,
     };
     Failure::from_error(class, error)

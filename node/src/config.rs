@@ -16,7 +16,10 @@ use toml::de::DeTable;
 
 pub use keys::{KEYS, Key, Settings};
 
-use crate::{Class, Failure};
+use crate::{
+    Class, Failure,
+    passphrase::{Passphrases, Prompt},
+};
 use value::Raw;
 
 /// Where a value comes from.
@@ -78,11 +81,17 @@ pub struct Config {
     settings: Settings,
     origins: Vec<Origin>,
     warnings: Vec<String>,
+    passphrases: Passphrases,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { settings: Settings::default(), origins: vec![Origin::Default; KEYS.len()], warnings: Vec::new() }
+        Config {
+            settings: Settings::default(),
+            origins: vec![Origin::Default; KEYS.len()],
+            warnings: Vec::new(),
+            passphrases: Passphrases::default(),
+        }
     }
 }
 
@@ -155,6 +164,15 @@ impl Config {
         &mut self.settings
     }
 
+    /// Lets whoever sits at the terminal be asked for the passphrase of an encrypted store, where the environment has none.
+    pub fn prompt_with(&mut self, prompt: Prompt) {
+        self.passphrases.prompt = Some(prompt);
+    }
+
+    pub(crate) fn passphrases(&self) -> &Passphrases {
+        &self.passphrases
+    }
+
     /// What looks like a mistake but is none that stops anything.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -204,6 +222,9 @@ impl Config {
             .collect();
         ours.sort();
         for (variable, value) in ours {
+            if self.passphrases.take_variable(&variable, &value) {
+                continue;
+            }
             let Some((index, key)) = find(&variable["SHOAL_".len()..].to_lowercase()) else {
                 let variable = variable.escape_debug();
                 self.warnings.push(format!("{variable} is in the environment, but there is no such setting"));
@@ -305,6 +326,7 @@ mod tests {
             ("listen = \"/ip4/1.2.3.4/udp/1/quic-v1\"", 1, "list of texts"),
             ("listen = [\n  \"nonsense\",\n]", 1, "not a multiaddr"),
             ("bootstrap = [\"/ip4/1.2.3.4/udp/1/quic-v1\"]", 1, "does not name a peer"),
+            ("encrypt = \"yes\"", 1, "true or false"),
             ("congestion = \"vegas\"", 1, "\"cubic\" or \"bbr\""),
             ("[limits]\nx = 1", 1, "no setting `limits`"),
             ("connections = 1.5", 1, "not 1.5"),
@@ -336,6 +358,17 @@ mod tests {
         assert!(failure.message.starts_with("SHOAL_MDNS"), "{failure}");
         let config = Config::resolve(None, env(&[("SHOAL_FOO", "1"), ("SHOAL_HOME", "/x")]), &[]).unwrap();
         assert_eq!(config.warnings().len(), 1);
+    }
+
+    /// They are no settings: nothing lists them, and nothing warns of them.
+    #[test]
+    fn passphrases_in_the_environment_are_never_shown() {
+        let env = env(&[("SHOAL_PASSPHRASE", "swordfish"), ("SHOAL_PASSPHRASE_FILE", "/p"), ("SHOAL_ENCRYPT", "true")]);
+        let config = Config::resolve(None, env, &[]).unwrap();
+        assert!(config.settings().encrypt);
+        assert_eq!(config.warnings(), [] as [&str; 0]);
+        assert!(!format!("{config:?}").contains("swordfish"));
+        assert!(!config.effective().any(|setting| setting.key.contains("passphrase")));
     }
 
     #[test]

@@ -99,7 +99,7 @@ fn nobody(home: &Home, so: &str, hint: &str) -> Failure {
 impl StoreHost {
     async fn open(home: &Home, config: &Config) -> Result<StoreHost, StartError> {
         let settings = config.settings();
-        let (keypair, store) = node::open(home, settings).await?;
+        let (keypair, store) = node::open(home, config).await?;
         Ok(StoreHost {
             home: home.clone(),
             peer: keypair.public().to_peer_id().to_string(),

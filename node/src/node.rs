@@ -13,7 +13,7 @@ use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    CONTROL_VERSION, Config, Failure, Hello, Home, Id, Listening, Operation, Request, Settings, Warnings,
+    CONTROL_VERSION, Config, Failure, Hello, Home, Id, Listening, Operation, Request, Warnings,
     announce::Announcer,
     background, blame,
     control::{Run, Server},
@@ -102,7 +102,7 @@ impl Node {
 
     pub(crate) async fn try_start(home: Home, config: Config, role: Role) -> Result<Node, StartError> {
         let settings = config.settings().clone();
-        let (keypair, store) = open(&home, &settings).await?;
+        let (keypair, store) = open(&home, &config).await?;
         tracing::debug!("the store is open");
         let (endpoint, transport, incoming, listen) = port::bind(&home, &keypair, &config)?;
         let dht_config = DhtConfig {
@@ -338,14 +338,23 @@ pub(crate) fn agent() -> String {
     concat!("shoal/", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-/// Opens a home and its store.
-pub(crate) async fn open(home: &Home, settings: &Settings) -> Result<(Keypair, Store), StartError> {
-    let (home, cache_bytes, quota) = (home.clone(), settings.index_cache_bytes, settings.quota_bytes);
+/// Opens a home and its store. Whoever must be asked for a passphrase is asked only if the store wants one, and when it is
+/// known that no other process has it open.
+pub(crate) async fn open(home: &Home, config: &Config) -> Result<(Keypair, Store), StartError> {
+    let (home, settings, passphrases) = (home.clone(), config.settings(), config.passphrases().clone());
+    let (cache_bytes, quota, encrypt) = (settings.index_cache_bytes, settings.quota_bytes, settings.encrypt);
     let opened = tokio::task::spawn_blocking(move || {
         home.open()?;
         let quota_bytes = if quota > 0 { quota } else { home.default_quota() };
-        let options = Options { cache_bytes, quota_bytes, ..Options::default() };
-        let store = Store::open(&home.store_dir(), options).map_err(|error| {
+        let (dir, options) = (home.store_dir(), Options { cache_bytes, quota_bytes, encrypt, ..Options::default() });
+        let opened = match Store::open(&dir, options.clone()) {
+            Err(OpenError::NeedsPassphrase { new, .. }) => {
+                let passphrase = passphrases.get(&dir, new)?;
+                Store::open(&dir, Options { passphrase, ..options })
+            }
+            opened => opened,
+        };
+        let store = opened.map_err(|error| {
             let failure = blame::open(&error);
             if matches!(error, OpenError::Locked { .. }) { StartError::Locked(failure) } else { failure.into() }
         })?;

@@ -1,10 +1,11 @@
-//! What the store costs per block: reads from the page cache, puts, staging of many small files, lookups.
+//! What the store costs per block: reads from the page cache, puts, staging of many small files, lookups; where packs or the
+//! index are involved, of a plain store and of an encrypted one.
 
 use std::{hint::black_box, path::Path, time::Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use shoal_content::{Cid, Codec, HashKind};
-use shoal_store::{Options, Stamp, Store};
+use shoal_store::{KeyCost, Options, Passphrase, Stamp, Store};
 
 const CHUNK: usize = 256 << 10;
 const CHUNKS: usize = 256;
@@ -14,6 +15,17 @@ fn data() -> Vec<u8> {
     let mut data = vec![0; CHUNK * CHUNKS];
     blake3::Hasher::new().finalize_xof().fill(&mut data);
     data
+}
+
+/// The two kinds of store, with what their benches are called by.
+fn kinds() -> [(&'static str, Options); 2] {
+    // The passphrase is no part of what is measured.
+    let key_cost = KeyCost { memory_kib: 8, passes: 1, lanes: 1 };
+    let passphrase = Passphrase::new(b"correct horse".to_vec().into());
+    [
+        ("", Options { quota_bytes: u64::MAX, ..Options::default() }),
+        (", encrypted", Options { encrypt: true, passphrase, key_cost, quota_bytes: u64::MAX, ..Options::default() }),
+    ]
 }
 
 fn cid(bytes: &[u8]) -> Cid {
@@ -53,29 +65,39 @@ fn get(c: &mut Criterion) {
     group.bench_function("read_into, 256 KiB", |b| {
         b.iter(|| store.read_into(&refs[each()].0, &mut buf).expect("read"));
     });
+    for (kind, options) in kinds() {
+        let store = Store::open(&dir.path().join(format!("packs{kind}")), options).expect("a store");
+        data.chunks(CHUNK).for_each(|chunk| store.put(&cid(chunk), chunk).expect("put"));
+        store.commit().expect("committed");
+        group.bench_function(format!("read_into from a pack{kind}, 256 KiB"), |b| {
+            b.iter(|| store.read_into(&refs[each()].0, &mut buf).expect("read"));
+        });
+    }
     group.finish();
     c.bench_function("has", |b| b.iter(|| store.has(&refs[each()].0).expect("has")));
 }
 
 fn put(c: &mut Criterion) {
-    let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path(), Options::default()).expect("a store");
     let mut n = 0u64;
     let mut group = c.benchmark_group("put");
     group.throughput(Throughput::Bytes(CHUNK as u64));
     group.sample_size(20);
-    group.bench_function("256 KiB into a pack", |b| {
-        b.iter_batched(
-            || {
-                n += 1;
-                let mut bytes = vec![0; CHUNK];
-                blake3::Hasher::new().update(&n.to_le_bytes()).finalize_xof().fill(&mut bytes);
-                (cid(&bytes), bytes)
-            },
-            |(cid, bytes)| store.put(&cid, &bytes).expect("put"),
-            BatchSize::LargeInput,
-        );
-    });
+    for (kind, options) in kinds() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path(), options).expect("a store");
+        group.bench_function(format!("256 KiB into a pack{kind}"), |b| {
+            b.iter_batched(
+                || {
+                    n += 1;
+                    let mut bytes = vec![0; CHUNK];
+                    blake3::Hasher::new().update(&n.to_le_bytes()).finalize_xof().fill(&mut bytes);
+                    (cid(&bytes), bytes)
+                },
+                |(cid, bytes)| store.put(&cid, &bytes).expect("put"),
+                BatchSize::LargeInput,
+            );
+        });
+    }
     group.finish();
 }
 
@@ -84,24 +106,26 @@ fn small_files(c: &mut Criterion) {
     let names: Vec<String> = (0..SMALL_FILES).map(|i| format!("drivers/net/dir{}/some_file{i}.c", i / 16)).collect();
     let mut group = c.benchmark_group("small files");
     group.sample_size(10);
-    group.bench_function("stage 80,000 and commit", |b| {
-        b.iter_custom(|rounds| {
-            let mut total = std::time::Duration::ZERO;
-            for _ in 0..rounds {
-                let dir = tempfile::tempdir().expect("a directory");
-                let store = Store::open(dir.path(), Options::default()).expect("a store");
-                let base = store.add_base(Path::new("/nowhere")).expect("a base");
-                let start = Instant::now();
-                for (cid, name) in cids.iter().zip(&names) {
-                    store.stage_file(base, name, Stamp::default(), &[(*cid, 0, 4000)], false).expect("staged");
+    for (kind, options) in kinds() {
+        group.bench_function(format!("stage 80,000 and commit{kind}"), |b| {
+            b.iter_custom(|rounds| {
+                let mut total = std::time::Duration::ZERO;
+                for _ in 0..rounds {
+                    let dir = tempfile::tempdir().expect("a directory");
+                    let store = Store::open(dir.path(), options.clone()).expect("a store");
+                    let base = store.add_base(Path::new("/nowhere")).expect("a base");
+                    let start = Instant::now();
+                    for (cid, name) in cids.iter().zip(&names) {
+                        store.stage_file(base, name, Stamp::default(), &[(*cid, 0, 4000)], false).expect("staged");
+                    }
+                    store.commit().expect("committed");
+                    total += start.elapsed();
+                    assert!(store.has_many(&cids).expect("has").into_iter().all(|has| has));
                 }
-                store.commit().expect("committed");
-                total += start.elapsed();
-                assert!(store.has_many(&cids).expect("has").into_iter().all(|has| has));
-            }
-            total
+                total
+            });
         });
-    });
+    }
     group.finish();
 }
 

@@ -177,9 +177,11 @@ impl Inner {
             (bases.next, bases.paths.clone())
         };
         let path = self.home.spare();
-        Spare { next_base, bases, roots }.write(&path, &*self.disk).map_err(|(error, is_sync)| match is_sync {
-            true => SyncFailure::of(path, error),
-            false => SyncFailure::Before(io_error("write", &path, error)),
+        Spare { next_base, bases, roots }.write(&path, self.home.seal(), &*self.disk).map_err(|(error, is_sync)| {
+            match is_sync {
+                true => SyncFailure::of(path, error),
+                false => SyncFailure::Before(io_error("write", &path, error)),
+            }
         })
     }
 

@@ -44,6 +44,36 @@ pub enum OpenError {
         /// What is wrong with it.
         reason: String,
     },
+    /// It is encrypted, or is to be, and no passphrase was given.
+    #[error(
+        "the store at {} is {} and needs a passphrase; name a file that holds it in SHOAL_PASSPHRASE_FILE, \
+         put it into SHOAL_PASSPHRASE, or run a command on a terminal",
+        dir.display(), if *new { "to be encrypted" } else { "encrypted" }
+    )]
+    NeedsPassphrase {
+        /// The store's directory.
+        dir: PathBuf,
+        /// It is still to be made, so any passphrase will do.
+        new: bool,
+    },
+    /// The passphrase is not the one that the store was made with.
+    #[error(
+        "the passphrase does not fit the store at {}; give the one that it was made with, by SHOAL_PASSPHRASE_FILE, \
+         SHOAL_PASSPHRASE or on a terminal", dir.display()
+    )]
+    WrongPassphrase {
+        /// The store's directory.
+        dir: PathBuf,
+    },
+    /// It is to be encrypted, and is not.
+    #[error(
+        "the store at {} is not encrypted, and a store cannot be converted; move it away and share again, \
+         or set `encrypt = false`", dir.display()
+    )]
+    NotEncrypted {
+        /// The store's directory.
+        dir: PathBuf,
+    },
     /// The operating system refused.
     #[error("cannot {action} {}: {source}; check that the disk is there, writable and not full", path.display())]
     Io {

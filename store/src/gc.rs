@@ -24,7 +24,7 @@ use crate::{
     inner::Inner,
     locks::{lock, read, write},
     overlay::Key,
-    pack::RECORD_HEADER,
+    pack,
     packs::io_error,
     read::Taken,
     value::{FileId, Loc, Place},
@@ -277,7 +277,11 @@ impl Inner {
         let mut classes = Classes::default();
         self.all_blocks(|batch| {
             for (key, locs) in batch {
-                let bytes: u64 = locs.iter().filter(|loc| matches!(loc.place, Place::Pack(_))).map(record_bytes).sum();
+                let bytes: u64 = locs
+                    .iter()
+                    .filter(|loc| matches!(loc.place, Place::Pack(_)))
+                    .map(|loc| self.record_bytes(loc))
+                    .sum();
                 let short = short(&key);
                 let class = if marks.firm.contains(&short) {
                     &mut classes.kept
@@ -322,7 +326,11 @@ impl Inner {
             })?;
             for key in freed {
                 let locs = self.with_snapshot(|s| s.locs(&key))?;
-                let bytes: u64 = locs.iter().filter(|loc| matches!(loc.place, Place::Pack(_))).map(record_bytes).sum();
+                let bytes: u64 = locs
+                    .iter()
+                    .filter(|loc| matches!(loc.place, Place::Pack(_)))
+                    .map(|loc| self.record_bytes(loc))
+                    .sum();
                 left = left.saturating_sub(bytes);
             }
             done.evicted.push(record);
@@ -393,7 +401,7 @@ impl Inner {
                     match loc.place {
                         Place::Pack(id) => {
                             let (bytes, records) = live.entry(id).or_default();
-                            *bytes += record_bytes(loc);
+                            *bytes += self.record_bytes(loc);
                             *records += 1;
                         }
                         Place::File(id) => drop(files.insert(id)),
@@ -458,6 +466,11 @@ impl Inner {
             std::thread::sleep(options.pause);
         }
         stop_if(&options.cancel)
+    }
+
+    /// What a block takes in a pack.
+    fn record_bytes(&self, loc: &Loc) -> u64 {
+        pack::record_bytes(loc.len, self.packs.seal())
     }
 
     /// Copies what is needed out of packs that are mostly garbage, and removes them.
@@ -535,8 +548,8 @@ impl Inner {
                         let mut overlay = write(&self.overlay);
                         overlay.current.add(key, copy);
                         overlay.remove(key, loc);
-                        since_commit += record_bytes(&loc);
-                        done.bytes_moved += record_bytes(&loc);
+                        since_commit += self.record_bytes(&loc);
+                        done.bytes_moved += self.record_bytes(&loc);
                     }
                     // Reported, and out of the index with the next commit.
                     Taken::Bad => {}
@@ -553,9 +566,4 @@ impl Inner {
 
 fn stop_if(cancel: &AtomicBool) -> Result<(), StoreError> {
     if cancel.load(Ordering::Relaxed) { Err(StoreError::Cancelled) } else { Ok(()) }
-}
-
-/// What a block takes in a pack.
-fn record_bytes(loc: &Loc) -> u64 {
-    RECORD_HEADER as u64 + u64::from(loc.len)
 }

@@ -7,10 +7,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{OpenError, disk::Disk, packs};
+use crate::{
+    OpenError, Options,
+    cipher::Seal,
+    disk::Disk,
+    keyfile::{self, KeyError},
+    packs,
+};
 
-/// The format this build writes, and the newest it reads.
-pub(crate) const FORMAT: u32 = 1;
+/// The format of a plain store.
+const PLAIN: u32 = 1;
+/// That of an encrypted one: what knows plain stores only must not take its files for damaged.
+const SEALED: u32 = 2;
+/// The newest format this build reads.
+const NEWEST: u32 = SEALED;
 
 /// An existing and locked directory. The lock goes when this is dropped, or when the process dies.
 #[derive(Debug)]
@@ -18,27 +28,28 @@ pub(crate) struct Home {
     dir: PathBuf,
     /// No store was ever completed here.
     fresh: bool,
+    seal: Seal,
     _lock: File,
 }
 
 impl Home {
-    /// Creates the directory if there is none, locks it and checks its format.
-    pub(crate) fn open(dir: &Path, disk: &dyn Disk) -> Result<Self, OpenError> {
+    /// Creates the directory if there is none, locks it, checks its format, and unlocks its key if it is encrypted.
+    pub(crate) fn open(dir: &Path, options: &Options, disk: &dyn Disk) -> Result<Self, OpenError> {
         let dir = std::path::absolute(dir).map_err(io("find", dir))?;
         disk.make_dirs(&dir.join("packs")).map_err(io("create", &dir.join("packs")))?;
         let lock = take_lock(&dir)?;
         let format = dir.join("format");
-        let fresh = match fs::read_to_string(&format) {
+        let found = match fs::read_to_string(&format) {
             Ok(text) => {
                 let found = text.trim().parse().map_err(|_| OpenError::Corrupt {
                     dir: dir.clone(),
                     path: format.clone(),
                     reason: "it holds no version number".into(),
                 })?;
-                if found > FORMAT {
-                    return Err(OpenError::NewerFormat { dir, found, known: FORMAT });
+                if found > NEWEST {
+                    return Err(OpenError::NewerFormat { dir, found, known: NEWEST });
                 }
-                false
+                Some(found)
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 // It is written last when a store is made, so there is nothing to lose, unless someone removed it.
@@ -46,14 +57,15 @@ impl Home {
                 if !packs.is_empty() {
                     return Err(OpenError::Corrupt { dir, path: format, reason: "it is missing".into() });
                 }
-                true
+                None
             }
             Err(error) if error.kind() == ErrorKind::InvalidData => {
                 return Err(OpenError::Corrupt { dir, path: format, reason: "it is not text".into() });
             }
             Err(error) => return Err(io("read", &format)(error)),
         };
-        Ok(Self { dir, fresh, _lock: lock })
+        let seal = unlock(&dir, found, options, disk)?;
+        Ok(Self { dir, fresh: found.is_none(), seal, _lock: lock })
     }
 
     /// Whether the store is still to be made.
@@ -67,8 +79,9 @@ impl Home {
             return Ok(());
         }
         let (format, new) = (self.dir.join("format"), self.dir.join("format.new"));
+        let version = if self.seal.is_on() { SEALED } else { PLAIN };
         let file = disk.create(&new).map_err(io("create", &new))?;
-        disk.write_at(&file, &new, format!("{FORMAT}\n").as_bytes(), 0).map_err(io("write", &new))?;
+        disk.write_at(&file, &new, format!("{version}\n").as_bytes(), 0).map_err(io("write", &new))?;
         disk.sync_file(&file, &new).map_err(io("sync", &new))?;
         // The entries of the index and the packs first, then the name that vouches for them.
         disk.sync_ancestors(&self.dir).map_err(io("sync", &self.dir))?;
@@ -76,6 +89,11 @@ impl Home {
         disk.sync_dir(&self.dir).map_err(io("sync", &self.dir))?;
         self.fresh = false;
         Ok(())
+    }
+
+    /// How the files of the store are kept.
+    pub(crate) fn seal(&self) -> &Seal {
+        &self.seal
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -94,6 +112,32 @@ impl Home {
     pub(crate) fn packs(&self) -> PathBuf {
         self.dir.join("packs")
     }
+}
+
+/// The keys of a store of this format, or of one that is to be made (`None`).
+fn unlock(dir: &Path, format: Option<u32>, options: &Options, disk: &dyn Disk) -> Result<Seal, OpenError> {
+    let wanted = options.encrypt || options.passphrase.is_some();
+    match format {
+        None if !wanted => return Ok(Seal::default()),
+        None | Some(SEALED) => {}
+        Some(_) if wanted => return Err(OpenError::NotEncrypted { dir: dir.to_owned() }),
+        Some(_) => return Ok(Seal::default()),
+    }
+    let Some(passphrase) = &options.passphrase else {
+        return Err(OpenError::NeedsPassphrase { dir: dir.to_owned(), new: format.is_none() });
+    };
+    let path = dir.join("key");
+    let key = match format {
+        // One that a crash left was never used.
+        None => keyfile::make(&path, passphrase, options.key_cost, disk),
+        Some(_) => keyfile::read(&path, passphrase),
+    };
+    let key = key.map_err(|error| match error {
+        KeyError::Io(action, source) => OpenError::Io { action, path: path.clone(), source },
+        KeyError::Damaged(reason) => OpenError::Corrupt { dir: dir.to_owned(), path: path.clone(), reason },
+        KeyError::Wrong => OpenError::WrongPassphrase { dir: dir.to_owned() },
+    })?;
+    Seal::new(&key).map_err(io("draw random bytes for", &path))
 }
 
 fn take_lock(dir: &Path) -> Result<File, OpenError> {

@@ -10,9 +10,12 @@
 //! | roots | CID key (33) | version, JSON |
 //! | meta | name | salt of the ids, tail of the packs, next base number |
 //!
+//! In an encrypted store every value is sealed for its table and key; keys are as they are.
+//!
 //! Every transaction commits in two phases: keys come from strangers, who must not be able to aim at a crash.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     fs::File,
     ops::Bound,
@@ -22,14 +25,15 @@ use std::{
 };
 
 use redb::{
-    Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
-    TableDefinition,
+    Builder, Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    ReadableTableMetadata, StorageError, TableDefinition, TableHandle,
 };
 use shoal_content::Cid;
 
 use crate::{
     BaseId, OpenError, RootRecord, Stamp, StoreError,
     backend::{Frozen, IndexFile, Trouble},
+    cipher::{Seal, VALUE_OVERHEAD},
     disk::Disk,
     overlay::{Key, StagedSet},
     packs::Tail,
@@ -54,6 +58,8 @@ const NEXT_BASE: &str = "next_base";
 
 /// What a row costs in the file, pages two thirds full, in bytes: blocks, then files with their directories.
 const ROW_BYTES: [u64; 2] = [80, 75];
+/// What a sealed row costs more.
+const SEALED_ROW_BYTES: u64 = VALUE_OVERHEAD as u64 * 3 / 2;
 /// On closing, the file is compacted if it is longer than five quarters of what its rows need and this: a big commit
 /// rewrites most pages, and the old ones stay in the file as free space.
 const MAX_SLACK_BYTES: u64 = 1 << 20;
@@ -70,6 +76,7 @@ pub(crate) struct Index {
     disk: Arc<dyn Disk>,
     trouble: Arc<Trouble>,
     ids: IdMaker,
+    seal: Seal,
     /// A sync or commit failed: the file is not touched any more than it must be.
     pub(crate) frozen: bool,
 }
@@ -124,6 +131,7 @@ impl Index {
         cache_bytes: usize,
         create: bool,
         ids: Option<IdMaker>,
+        seal: &Seal,
     ) -> Result<(Self, Loaded), OpenError> {
         let io = |action| {
             let path = path.clone();
@@ -147,12 +155,13 @@ impl Index {
         // The library may panic on a file it did not write.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let db = Builder::new().set_cache_size(cache_bytes).create_with_backend(backend)?;
-            let loaded = if create { initialise(&db, ids) } else { load(&db) }?;
+            let loaded = if create { initialise(&db, ids, seal) } else { load(&db, seal) }?;
             Ok::<_, redb::Error>((db, loaded))
         }));
         match opened {
             Ok(Ok((db, Some(loaded)))) => {
-                Ok((Self { db, path, cache_bytes, disk, trouble, ids: loaded.ids, frozen: false }, loaded))
+                let (ids, seal) = (loaded.ids, seal.clone());
+                Ok((Self { db, path, cache_bytes, disk, trouble, ids, seal, frozen: false }, loaded))
             }
             Ok(Ok((_, None))) => Err(corrupt("its tables make no sense".into())),
             Ok(Err(redb::Error::Io(error))) if !is_of_content(&error) => Err(io("open")(error)),
@@ -171,6 +180,7 @@ impl Index {
                 dirs: txn.open_table(DIRS)?,
                 roots: txn.open_table(ROOTS)?,
                 path: self.path.clone(),
+                seal: self.seal.clone(),
             })
         };
         open().map_err(|e| index_error(&self.path, &e))
@@ -183,19 +193,25 @@ impl Index {
         txn.set_two_phase_commit(true);
         {
             let mut meta = txn.open_table(META)?;
-            meta.insert(TAIL, &put_tail(tail)[..])?;
-            meta.insert(NEXT_BASE, &next_base.to_le_bytes()[..])?;
+            for (name, value) in [(TAIL, &put_tail(tail)[..]), (NEXT_BASE, &next_base.to_le_bytes()[..])] {
+                meta.insert(name, &*self.seal.seal_value(META.name(), name.as_bytes(), value))?;
+            }
             let mut bases = txn.open_table(BASES)?;
             for (id, path) in &set.bases {
                 match path {
-                    Some(path) => drop(bases.insert(id.0, &path_to_bytes(path)[..])?),
+                    Some(path) => {
+                        let path = path_to_bytes(path);
+                        bases.insert(id.0, &*self.seal.seal_value(BASES.name(), &id.0.to_le_bytes(), &path))?;
+                    }
                     None => drop(bases.remove(id.0)?),
                 }
             }
             let mut roots = txn.open_table(ROOTS)?;
             for (key, record) in &set.roots {
                 match record {
-                    Some(record) => drop(roots.insert(key, &record.encode()[..])?),
+                    Some(record) => {
+                        roots.insert(key, &*self.seal.seal_value(ROOTS.name(), key, &record.encode()))?;
+                    }
                     None => drop(roots.remove(key)?),
                 }
             }
@@ -205,8 +221,8 @@ impl Index {
                     table.remove(&id.0)?;
                 }
             }
-            apply_files(&self.ids, set, &mut files, &mut dirs)?;
-            apply_blocks(set, &mut txn.open_table(BLOCKS)?)?;
+            apply_files(&self.ids, &self.seal, set, &mut files, &mut dirs)?;
+            apply_blocks(&self.seal, set, &mut txn.open_table(BLOCKS)?)?;
         }
         txn.commit()?;
         Ok(())
@@ -240,9 +256,27 @@ impl Index {
         &self.path
     }
 
+    /// Whether every value is what was sealed in its place. A file that somebody changed with care can be
+    /// [sound](is_sound) and not this.
+    pub(crate) fn is_authentic(&self) -> bool {
+        let check = || {
+            let txn = self.db.begin_read()?;
+            Ok::<_, redb::Error>(
+                all_open(&self.seal, &txn, BLOCKS)?
+                    && all_open(&self.seal, &txn, FILES)?
+                    && all_open(&self.seal, &txn, DIRS)?
+                    && all_open(&self.seal, &txn, BASES)?
+                    && all_open(&self.seal, &txn, ROOTS)?
+                    && all_open(&self.seal, &txn, META)?,
+            )
+        };
+        !self.seal.is_on() || check().unwrap_or(false)
+    }
+
     fn wants_compaction(&self) -> bool {
         let Ok([blocks, files, _]) = self.snapshot().and_then(|s| s.counts()) else { return false };
-        let needed = blocks * ROW_BYTES[0] + files * ROW_BYTES[1];
+        let sealed = if self.seal.is_on() { SEALED_ROW_BYTES } else { 0 };
+        let needed = blocks * (ROW_BYTES[0] + sealed) + files * (ROW_BYTES[1] + sealed);
         std::fs::metadata(&self.path).is_ok_and(|meta| meta.len() > needed * 5 / 4 + MAX_SLACK_BYTES)
     }
 }
@@ -257,6 +291,20 @@ impl Drop for Index {
             tracing::warn!(index = %self.path.display(), %error, "cannot compact the index; it stays as it is");
         }
     }
+}
+
+fn all_open<K: redb::Key + 'static>(
+    seal: &Seal,
+    txn: &ReadTransaction,
+    table: TableDefinition<'_, K, Bytes>,
+) -> Result<bool, redb::Error> {
+    for row in txn.open_table(table)?.iter()? {
+        let (key, value) = row?;
+        if seal.open_value(table.name(), K::as_bytes(&key.value()).as_ref(), value.value()).is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether every page of the file is what was written. Nobody may write to it meanwhile.
@@ -299,6 +347,7 @@ fn fill_order<K: Ord, V>(mut rows: Vec<(K, V)>, already: u64) -> impl Iterator<I
 
 fn apply_files(
     ids: &IdMaker,
+    seal: &Seal,
     set: &StagedSet,
     files: &mut redb::Table<'_, IdKey, Bytes>,
     dirs: &mut redb::Table<'_, IdKey, Bytes>,
@@ -315,28 +364,31 @@ fn apply_files(
                 value::put_dir(file.base, dir, &mut row);
                 let mut id = ids.id(file.base, dir);
                 // A collision of hashes: the next free id.
-                while dirs.get(&id.0)?.is_some_and(|found| found.value() != row) {
+                let taken = |found: &[u8], id: FileId| {
+                    seal.open_value(DIRS.name(), &id.0, found).is_some_and(|found| *found != row[..])
+                };
+                while dirs.get(&id.0)?.is_some_and(|found| taken(found.value(), id)) {
                     id = id.next();
                 }
-                dirs.insert(&id.0, &row[..])?;
+                dirs.insert(&id.0, &*seal.seal_value(DIRS.name(), &id.0, &row))?;
                 known.insert((file.base, dir), id);
                 id
             }
         };
         row.clear();
         value::put_file(&FileRow { dir: dir_id, stamp: file.stamp, name }, &mut row);
-        files.insert(&id.0, &row[..])?;
+        files.insert(&id.0, &*seal.seal_value(FILES.name(), &id.0, &row))?;
     }
     Ok(())
 }
 
-fn apply_blocks(set: &StagedSet, blocks: &mut redb::Table<'_, CidKey, Bytes>) -> Result<(), StorageError> {
+fn apply_blocks(seal: &Seal, set: &StagedSet, blocks: &mut redb::Table<'_, CidKey, Bytes>) -> Result<(), StorageError> {
     let mut row = Vec::new();
     let few = blocks.len()?;
     for (key, block) in fill_order(set.blocks.iter().collect(), few) {
         row.clear();
         let before = match blocks.get(key)? {
-            Some(found) => value::get_locs(found.value()).unwrap_or_default(),
+            Some(found) => open_locs(seal, key, found.value()),
             None => Vec::new(),
         };
         let kept = before.iter().filter(|l| !block.adds.contains(l) && !block.removes.contains(l));
@@ -345,13 +397,18 @@ fn apply_blocks(set: &StagedSet, blocks: &mut redb::Table<'_, CidKey, Bytes>) ->
             blocks.remove(key)?;
         } else if locs.len() != before.len() || !locs.iter().copied().eq(&before) {
             locs.iter().for_each(|loc| value::put_loc(loc, &mut row));
-            blocks.insert(key, &row[..])?;
+            blocks.insert(key, &*seal.seal_value(BLOCKS.name(), key, &row))?;
         }
     }
     Ok(())
 }
 
-fn initialise(db: &Database, ids: Option<IdMaker>) -> Result<Option<Loaded>, redb::Error> {
+/// A value that makes no sense is a block that is not here: it can be fetched again.
+fn open_locs(seal: &Seal, key: &Key, stored: &[u8]) -> Vec<Loc> {
+    seal.open_value(BLOCKS.name(), key, stored).and_then(|value| value::get_locs(&value)).unwrap_or_default()
+}
+
+fn initialise(db: &Database, ids: Option<IdMaker>, seal: &Seal) -> Result<Option<Loaded>, redb::Error> {
     let ids = ids.unwrap_or_else(IdMaker::fresh);
     let mut txn = db.begin_write()?;
     txn.set_two_phase_commit(true);
@@ -360,22 +417,26 @@ fn initialise(db: &Database, ids: Option<IdMaker>) -> Result<Option<Loaded>, red
     txn.open_table(DIRS)?;
     txn.open_table(BASES)?;
     txn.open_table(ROOTS)?;
-    txn.open_table(META)?.insert(SALT, &ids.salt[..])?;
+    txn.open_table(META)?.insert(SALT, &*seal.seal_value(META.name(), SALT.as_bytes(), &ids.salt))?;
     txn.commit()?;
     Ok(Some(Loaded { ids, tail: Tail::default(), next_base: 0, bases: BTreeMap::new() }))
 }
 
-fn load(db: &Database) -> Result<Option<Loaded>, redb::Error> {
+fn load(db: &Database, seal: &Seal) -> Result<Option<Loaded>, redb::Error> {
     let txn = db.begin_read()?;
     let meta = txn.open_table(META)?;
-    let Some(salt) = meta.get(SALT)?.and_then(|v| v.value().try_into().ok()) else { return Ok(None) };
-    let tail = meta.get(TAIL)?.map_or(Some(Tail::default()), |v| get_tail(v.value()));
-    let next_base = meta.get(NEXT_BASE)?.map_or(Some(0), |v| v.value().try_into().ok().map(u32::from_le_bytes));
+    let open = |name: &str, stored: &[u8]| seal.open_value(META.name(), name.as_bytes(), stored).map(Cow::into_owned);
+    let salt = meta.get(SALT)?.and_then(|v| open(SALT, v.value())).and_then(|v| v.try_into().ok());
+    let Some(salt) = salt else { return Ok(None) };
+    let tail = meta.get(TAIL)?.map_or(Some(Tail::default()), |v| get_tail(&open(TAIL, v.value())?));
+    let number = |v: Vec<u8>| v.try_into().ok().map(u32::from_le_bytes);
+    let next_base = meta.get(NEXT_BASE)?.map_or(Some(0), |v| open(NEXT_BASE, v.value()).and_then(number));
     let (Some(tail), Some(next_base)) = (tail, next_base) else { return Ok(None) };
     let mut bases = BTreeMap::new();
     for row in txn.open_table(BASES)?.iter()? {
         let (id, path) = row?;
-        let Some(path) = path_from_bytes(path.value()) else { return Ok(None) };
+        let path = seal.open_value(BASES.name(), &id.value().to_le_bytes(), path.value());
+        let Some(path) = path.and_then(|path| path_from_bytes(&path)) else { return Ok(None) };
         bases.insert(BaseId(id.value()), path.into());
     }
     // Every table must be there; they were made together.
@@ -413,6 +474,7 @@ pub(crate) struct Snapshot {
     dirs: ReadOnlyTable<IdKey, Bytes>,
     roots: ReadOnlyTable<CidKey, Bytes>,
     path: PathBuf,
+    seal: Seal,
 }
 
 /// A file as the index knows it.
@@ -427,16 +489,17 @@ impl Snapshot {
     /// Where a block is; empty if it is nowhere.
     pub(crate) fn locs(&self, key: &Key) -> Result<Vec<Loc>, StoreError> {
         let found = self.blocks.get(key).map_err(|e| index_error(&self.path, &e))?;
-        // A value that makes no sense is a block that is not here: it can be fetched again.
-        Ok(found.and_then(|v| value::get_locs(v.value())).unwrap_or_default())
+        Ok(found.map(|v| open_locs(&self.seal, key, v.value())).unwrap_or_default())
     }
 
     pub(crate) fn file(&self, id: FileId) -> Result<Option<KnownFile>, StoreError> {
         let err = |e: StorageError| index_error(&self.path, &e);
         let Some(found) = self.files.get(&id.0).map_err(err)? else { return Ok(None) };
-        let Some(row) = value::get_file(found.value()) else { return Ok(None) };
+        let found = self.seal.open_value(FILES.name(), &id.0, found.value());
+        let Some(row) = found.as_deref().and_then(value::get_file) else { return Ok(None) };
         let Some(dir) = self.dirs.get(&row.dir.0).map_err(err)? else { return Ok(None) };
-        let Some((base, dir)) = value::get_dir(dir.value()) else { return Ok(None) };
+        let dir = self.seal.open_value(DIRS.name(), &row.dir.0, dir.value());
+        let Some((base, dir)) = dir.as_deref().and_then(value::get_dir) else { return Ok(None) };
         let rel = if dir.is_empty() { row.name.to_owned() } else { format!("{dir}/{}", row.name) };
         Ok(Some(KnownFile { base, rel, stamp: row.stamp }))
     }
@@ -459,7 +522,9 @@ impl Snapshot {
     }
 
     fn decode_root(&self, root: Cid, bytes: &[u8]) -> Result<RootRecord, StoreError> {
-        RootRecord::decode(root, bytes)
+        let plain = self.seal.open_value(ROOTS.name(), &root.key(), bytes);
+        plain
+            .and_then(|plain| RootRecord::decode(root, &plain))
             .ok_or_else(|| index_error(&self.path, &format_args!("the record of root {root} makes no sense")))
     }
 
@@ -470,7 +535,7 @@ impl Snapshot {
         let mut found = Vec::with_capacity(n);
         for row in self.blocks.range::<&Key>((from, Bound::Unbounded)).map_err(err)?.take(n) {
             let (key, value) = row.map_err(err)?;
-            found.push((*key.value(), value::get_locs(value.value()).unwrap_or_default()));
+            found.push((*key.value(), open_locs(&self.seal, key.value(), value.value())));
         }
         Ok(found)
     }
@@ -483,7 +548,8 @@ impl Snapshot {
         for row in self.files.range::<&[u8; 6]>((from, Bound::Unbounded)).map_err(err)?.take(n) {
             let (id, value) = row.map_err(err)?;
             // A row that makes no sense is of no directory.
-            let dir = value::get_file(value.value()).map_or(FileId([0; 6]), |row| row.dir);
+            let row = self.seal.open_value(FILES.name(), id.value(), value.value());
+            let dir = row.as_deref().and_then(value::get_file).map_or(FileId([0; 6]), |row| row.dir);
             found.push((FileId(*id.value()), dir));
         }
         Ok(found)
@@ -500,7 +566,8 @@ impl Snapshot {
         let mut found = Vec::with_capacity(n);
         for row in self.dirs.range::<&[u8; 6]>((from, Bound::Unbounded)).map_err(err)?.take(n) {
             let (id, value) = row.map_err(err)?;
-            found.push((FileId(*id.value()), value::get_dir(value.value()).map(|(base, _)| base)));
+            let dir = self.seal.open_value(DIRS.name(), id.value(), value.value());
+            found.push((FileId(*id.value()), dir.and_then(|dir| value::get_dir(&dir).map(|(base, _)| base))));
         }
         Ok(found)
     }

@@ -72,7 +72,7 @@ pub(crate) struct Bases {
 
 impl Inner {
     pub(crate) fn open(dir: &Path, options: &Options, disk: Arc<dyn Disk>) -> Result<Self, OpenError> {
-        let mut home = Home::open(dir, &*disk)?;
+        let mut home = Home::open(dir, options, &*disk)?;
         let cache_bytes = options.cache_bytes;
         let (OpenIndex { index, mut loaded, snapshot, spare, ahead }, rebuilt) = open_index(&home, &disk, cache_bytes)?;
         if let Some(ahead) = &ahead {
@@ -80,7 +80,8 @@ impl Inner {
             loaded.bases.clone_from(&ahead.bases);
         }
         let mut overlay = Overlay::default();
-        let packs = Packs::open(home.packs(), Arc::clone(&disk), options.pack_bytes, loaded.tail, |cid, loc| {
+        let (max_bytes, seal) = (options.pack_bytes, home.seal().clone());
+        let packs = Packs::open(home.packs(), Arc::clone(&disk), max_bytes, seal, loaded.tail, |cid, loc| {
             overlay.current.add(cid.key(), loc);
         })?;
         home.complete(&*disk)?;
@@ -270,7 +271,7 @@ struct OpenIndex {
 }
 
 fn try_open_index(home: &Home, disk: &Arc<dyn Disk>, cache_bytes: usize) -> Result<OpenIndex, OpenError> {
-    let (index, loaded) = Index::open(home.index(), Arc::clone(disk), cache_bytes, home.is_fresh(), None)?;
+    let (index, loaded) = Index::open(home.index(), Arc::clone(disk), cache_bytes, home.is_fresh(), None, home.seal())?;
     let corrupt = |reason: String| OpenError::Corrupt { dir: home.dir().to_owned(), path: home.index(), reason };
     let snapshot = index.snapshot().map_err(|error| corrupt(error.to_string()))?;
     let roots = catch_unwind(AssertUnwindSafe(|| snapshot.roots()));
@@ -284,13 +285,17 @@ fn try_open_index(home: &Home, disk: &Arc<dyn Disk>, cache_bytes: usize) -> Resu
 /// says why.
 fn open_index(home: &Home, disk: &Arc<dyn Disk>, cache_bytes: usize) -> Result<(OpenIndex, Option<String>), OpenError> {
     let path = home.spare();
-    let second = Spare::read(&path).map_err(|source| OpenError::Io { action: "read", path: path.clone(), source })?;
+    let second = Spare::read(&path, home.seal()).map_err(|source| OpenError::Io {
+        action: "read",
+        path: path.clone(),
+        source,
+    })?;
     let second = second.filter(|_| !home.is_fresh());
     let why = match (try_open_index(home, disk, cache_bytes), &second) {
         (Ok(open), Some(second)) if open.spare == *second => return Ok((open, None)),
         // No copy yet, or one that rotted.
         (Ok(open), None) => {
-            let written = open.spare.write(&path, &**disk);
+            let written = open.spare.write(&path, home.seal(), &**disk);
             written.map_err(|(source, _)| OpenError::Io { action: "write", path, source })?;
             return Ok((open, None));
         }

@@ -8,13 +8,14 @@
 //! (`checkout` writes the destinations of fetches, and nothing else).
 //!
 //! Layout of a home's store directory: `format` (its version), `lock` (held while open), `index.redb`, `roots`
-//! (a second copy of what could not be found again), `packs/`; `scrub` while one is under way.
+//! (a second copy of what could not be found again), `packs/`; `key` if it is encrypted; `scrub` while one is under way.
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a failed unwrap is how a test fails
 
 mod backend;
 mod buffers;
 mod cache;
 mod checkout;
+mod cipher;
 mod commit;
 mod damage;
 mod disk;
@@ -27,6 +28,7 @@ mod home;
 mod import;
 mod index;
 mod inner;
+mod keyfile;
 mod locks;
 mod overlay;
 mod pack;
@@ -49,6 +51,7 @@ pub use error::{ManifestError, OpenError, ReadError, StoreError};
 pub use gc::{Collect, Collected, Space};
 pub use hold::Hold;
 pub use import::*;
+pub use keyfile::{KeyCost, Passphrase};
 pub use root::{RootKind, RootRecord};
 pub use runs::Run;
 pub use scrub::{Scrub, Scrubbed};

@@ -13,10 +13,11 @@ use shoal_content::Cid;
 
 use crate::{
     OpenError, StoreError,
+    cipher::Seal,
     disk::{Disk, Op},
     failpoint,
     locks::lock,
-    pack::{self, FILE_HEADER, RECORD_HEADER},
+    pack::{self, FILE_HEADER},
     value::{Loc, Place},
 };
 
@@ -35,6 +36,7 @@ pub(crate) struct Packs {
     dir: PathBuf,
     disk: Arc<dyn Disk>,
     max_bytes: u64,
+    seal: Seal,
     writer: Mutex<Writer>,
 }
 
@@ -63,6 +65,7 @@ impl Packs {
         dir: PathBuf,
         disk: Arc<dyn Disk>,
         max_bytes: u64,
+        seal: Seal,
         mut tail: Tail,
         mut salvage: impl FnMut(Cid, Loc),
     ) -> Result<Self, OpenError> {
@@ -89,7 +92,7 @@ impl Packs {
             let file = File::options().read(true).write(true).open(&path).map_err(err("open"))?;
             let place = Place::Pack(id);
             let mut salvaged = 0u64;
-            let end = pack::scan(&file, committed, |cid, offset, len| {
+            let end = pack::scan(&file, committed, &seal, |cid, offset, len| {
                 salvaged += 1;
                 salvage(cid, Loc { place, offset, len });
             })
@@ -115,12 +118,12 @@ impl Packs {
             _ if tail.len > 0 => writer.tail = Tail { pack: tail.pack.saturating_add(1), len: 0 },
             _ => {}
         }
-        Ok(Self { dir, disk, max_bytes, writer: Mutex::new(writer) })
+        Ok(Self { dir, disk, max_bytes, seal, writer: Mutex::new(writer) })
     }
 
     /// Appends a block. Readable at once; not durable before it was synced.
     pub(crate) fn append(&self, cid: &Cid, bytes: &[u8]) -> Result<Loc, StoreError> {
-        let record_len = (RECORD_HEADER + bytes.len()) as u64;
+        let record_len = pack::record_bytes(bytes.len() as u32, &self.seal);
         let mut guard = lock(&self.writer);
         let writer = &mut *guard;
         if writer.tail.len > FILE_HEADER && writer.tail.len + record_len > self.max_bytes {
@@ -140,9 +143,9 @@ impl Packs {
         };
         writer.record.clear();
         if writer.tail.len == 0 {
-            writer.record.extend_from_slice(&pack::file_header());
+            writer.record.extend_from_slice(&pack::file_header(&self.seal));
         }
-        pack::put_record(cid, bytes, &mut writer.record);
+        pack::put_record(cid, bytes, &self.seal, &mut writer.record);
         // Marked before the write: a failed write may have written a part, which the next record overwrites.
         writer.unsynced.packs.insert(writer.tail.pack, Arc::clone(&file));
         self.disk
@@ -152,7 +155,7 @@ impl Packs {
         let written = writer.record.len() as u64;
         writer.tail.len += written;
         writer.bytes += written;
-        let (offset, len) = (writer.tail.len - bytes.len() as u64, bytes.len() as u32);
+        let (offset, len) = (writer.tail.len - (bytes.len() + self.seal.tag_bytes()) as u64, bytes.len() as u32);
         Ok(Loc { place: Place::Pack(writer.tail.pack), offset, len })
     }
 
@@ -179,6 +182,11 @@ impl Packs {
             self.disk.sync_dir(&self.dir).map_err(|e| (self.dir.clone(), e))?;
         }
         Ok(())
+    }
+
+    /// How records are kept.
+    pub(crate) fn seal(&self) -> &Seal {
+        &self.seal
     }
 
     /// Where the next record goes.

@@ -1,7 +1,12 @@
 //! Reading: look up, read, hash, and only then hand out. Every location is tried; a bad one leaves the index and is
 //! reported. No lock is held while the disk is read.
 
-use std::{fs::Metadata, io, path::PathBuf, sync::Arc};
+use std::{
+    fs::{File, Metadata},
+    io,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use shoal_content::Cid;
@@ -12,6 +17,7 @@ use crate::{
     disk::{open_foreign, read_exact_at},
     inner::{Inner, join},
     locks::{lock, write},
+    pack::read_payload,
     packs::io_error,
     value::{Loc, Place},
 };
@@ -82,7 +88,7 @@ impl Inner {
         let mut at = 0;
         while let Some(&loc) = locs.get(at) {
             at += 1;
-            match self.fill(&loc, room.room(loc.len as usize), |bytes| cid.verify(bytes)) {
+            match self.fill(cid, &loc, room.room(loc.len as usize), |bytes| cid.verify(bytes)) {
                 Ok(()) => return Ok(()),
                 // The collector may have moved it while it was read.
                 Err(Failure::Bad(..)) if !self.locate(cid)?.contains(&loc) => {
@@ -118,7 +124,7 @@ impl Inner {
     /// Reads this very copy of a block. One that is bad leaves the index and is reported.
     pub(crate) fn take(&self, cid: &Cid, loc: &Loc) -> Result<Taken, StoreError> {
         let mut buffer = self.pool.take(loc.len as usize);
-        match self.fill(loc, buffer.as_mut(), |bytes| cid.verify(bytes)) {
+        match self.fill(cid, loc, buffer.as_mut(), |bytes| cid.verify(bytes)) {
             Ok(()) => Ok(Taken::Block(buffer)),
             Err(Failure::Bad(kind, path)) => {
                 self.bad(cid, *loc, kind, path);
@@ -135,15 +141,25 @@ impl Inner {
 
     /// Whether this very copy of the block is good.
     pub(crate) fn holds(&self, cid: &Cid, loc: &Loc) -> bool {
-        self.fill(loc, self.pool.take(loc.len as usize).as_mut(), |bytes| cid.verify(bytes)).is_ok()
+        self.fill(cid, loc, self.pool.take(loc.len as usize).as_mut(), |bytes| cid.verify(bytes)).is_ok()
     }
 
-    /// Reads what is at a location, if it is `good`.
-    pub(crate) fn fill(&self, loc: &Loc, buf: &mut [u8], good: impl Fn(&[u8]) -> bool) -> Result<(), Failure> {
+    /// Reads what is at a location, if it is `good`. What lies in a pack is opened as the block that it should be.
+    pub(crate) fn fill(
+        &self,
+        cid: &Cid,
+        loc: &Loc,
+        buf: &mut [u8],
+        good: impl Fn(&[u8]) -> bool,
+    ) -> Result<(), Failure> {
+        let load = |file: &File, buf: &mut [u8]| match loc.place {
+            Place::Pack(_) => read_payload(file, cid, buf, loc.offset, self.packs.seal()),
+            Place::File(_) => read_exact_at(file, buf, loc.offset).map(|()| true),
+        };
         let cached = lock(&self.handles).get(loc.place);
         if let Some(file) = cached {
             let there = file.metadata().is_ok_and(|meta| has_name(&meta));
-            if there && read_exact_at(&file, buf, loc.offset).is_ok() && good(buf) {
+            if there && load(&file, buf).is_ok_and(|opened| opened) && good(buf) {
                 return Ok(());
             }
             // Another file may have taken its name since: look at what is there now.
@@ -162,9 +178,9 @@ impl Inner {
             Ok(_) => return Err(Failure::Bad(DamageKind::Vanished, path)),
             Err(error) => return Err(Failure::Io(path, error)),
         };
-        match read_exact_at(&file, buf, loc.offset) {
-            Ok(()) if good(buf) => {}
-            Ok(()) => return Err(Failure::Bad(DamageKind::Mismatch, path)),
+        match load(&file, buf) {
+            Ok(true) if good(buf) => {}
+            Ok(_) => return Err(Failure::Bad(DamageKind::Mismatch, path)),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(Failure::Bad(DamageKind::Short, path));
             }

@@ -18,12 +18,13 @@ use shoal_content::{Cid, Codec, EntryKind, Manifest, Source, Walk, WalkLimits};
 use crate::{
     BaseId, MAX_STAGED_BYTES, OpenError, RootRecord, Stamp,
     checkout::plan,
-    disk::{Disk, read_exact_at},
+    cipher::Seal,
+    disk::Disk,
     failpoint,
     home::Home,
     index::{IdMaker, Index},
     overlay::{Key, StagedFile, StagedSet},
-    pack,
+    pack::{self, read_payload},
     packs::{self, Tail},
     spare::Spare,
     value::{Loc, Place},
@@ -47,8 +48,9 @@ pub(crate) fn rebuild(
         let path = new.clone();
         move |source| OpenError::Io { action, path, source }
     };
-    let (index, loaded) = Index::open(new.clone(), Arc::clone(disk), cache_bytes, true, ids)?;
-    let mut job = Job { index, ids: loaded.ids, set: StagedSet::default(), tail: Tail::default(), spare, path: &new };
+    let (index, loaded) = Index::open(new.clone(), Arc::clone(disk), cache_bytes, true, ids, home.seal())?;
+    let (set, tail, seal) = (StagedSet::default(), Tail::default(), home.seal());
+    let mut job = Job { index, ids: loaded.ids, set, tail, spare, path: &new, seal };
     let nodes = job.packs(&home.packs())?;
     for record in spare.roots.values().filter(|record| record.complete) {
         match job.references(record, &nodes) {
@@ -85,18 +87,19 @@ impl From<OpenError> for Trouble {
 }
 
 /// Nodes in packs, and the open packs.
-struct Nodes {
+struct Nodes<'a> {
+    seal: &'a Seal,
     places: HashMap<Key, Loc>,
     files: BTreeMap<u32, File>,
 }
 
-impl Nodes {
+impl Nodes<'_> {
     fn read(&self, cid: &Cid, buf: &mut Vec<u8>) -> Option<()> {
         let loc = self.places.get(&cid.key())?;
         let Place::Pack(id) = loc.place else { return None };
         buf.resize(loc.len as usize, 0);
-        read_exact_at(self.files.get(&id)?, buf, loc.offset).ok()?;
-        cid.verify(buf).then_some(())
+        let opened = read_payload(self.files.get(&id)?, cid, buf, loc.offset, self.seal).ok()?;
+        (opened && cid.verify(buf)).then_some(())
     }
 }
 
@@ -107,9 +110,10 @@ struct Job<'a> {
     tail: Tail,
     spare: &'a Spare,
     path: &'a Path,
+    seal: &'a Seal,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
     fn apply(&mut self) -> Result<(), OpenError> {
         let set = std::mem::take(&mut self.set);
         self.index.apply(&set, self.tail, self.spare.next_base).map_err(|error| OpenError::Io {
@@ -124,8 +128,8 @@ impl Job<'_> {
     }
 
     /// Takes on every record of every pack that is whole.
-    fn packs(&mut self, dir: &Path) -> Result<Nodes, OpenError> {
-        let mut nodes = Nodes { places: HashMap::new(), files: BTreeMap::new() };
+    fn packs(&mut self, dir: &Path) -> Result<Nodes<'a>, OpenError> {
+        let mut nodes = Nodes { seal: self.seal, places: HashMap::new(), files: BTreeMap::new() };
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::Io { action, path, source }
@@ -133,7 +137,7 @@ impl Job<'_> {
         for (id, path) in packs::list(dir).map_err(failed("list", dir))? {
             let file = File::open(&path).map_err(failed("open", &path))?;
             let mut found = Vec::new();
-            pack::scan_damaged(&file, |cid, offset, len| found.push((cid, offset, len)))
+            pack::scan_damaged(&file, self.seal, |cid, offset, len| found.push((cid, offset, len)))
                 .map_err(failed("read", &path))?;
             for (cid, offset, len) in found {
                 let loc = Loc { place: Place::Pack(id), offset, len };
@@ -150,7 +154,7 @@ impl Job<'_> {
     }
 
     /// Takes on where a root's chunks should be in the user's files.
-    fn references(&mut self, record: &RootRecord, nodes: &Nodes) -> Result<(), Trouble> {
+    fn references(&mut self, record: &RootRecord, nodes: &Nodes<'_>) -> Result<(), Trouble> {
         let set = references(record, &self.spare.bases, &self.ids, |cid, buf| nodes.read(cid, buf));
         self.set.extend(set.map_err(Trouble::Root)?);
         Ok(self.apply_if_full()?)

@@ -69,7 +69,7 @@ impl Inner {
                 cid.verify(block)
             })
         };
-        self.fill(run, buffer.as_mut(), good).ok()?;
+        self.fill(cids.first()?, run, buffer.as_mut(), good).ok()?;
         Some(Bytes::from_owner(buffer))
     }
 }

@@ -67,7 +67,7 @@ impl Inner {
         let _no_collection = lock(&self.collecting);
         self.writable()?;
         let mut index = lock(&self.index);
-        if !index.frozen && index::is_sound(index.path()) {
+        if !index.frozen && index::is_sound(index.path()) && index.is_authentic() {
             return Ok(false);
         }
         let error = |error: OpenError| StoreError::Index { path: self.home.index(), reason: error.to_string().into() };
@@ -77,7 +77,8 @@ impl Inner {
         failpoint::pass("scrub-rebuilds");
         rebuild(&self.home, &spare, &self.disk, self.cache_bytes, Some(self.ids)).map_err(error)?;
         let (new, _) =
-            Index::open(self.home.index(), Arc::clone(&self.disk), self.cache_bytes, false, None).map_err(error)?;
+            Index::open(self.home.index(), Arc::clone(&self.disk), self.cache_bytes, false, None, self.home.seal())
+                .map_err(error)?;
         *write(&self.snapshot) = Arc::new(new.snapshot()?);
         // What reads found bad, they found where a damaged index had sent them.
         write(&self.overlay).forget_removals();
@@ -93,7 +94,7 @@ impl Inner {
     /// The second copy of roots and bases; if that is damaged, what memory and the index say.
     fn spare(&self) -> Result<Spare, StoreError> {
         let path = self.home.spare();
-        let there = Spare::read(&path).map_err(|e| crate::packs::io_error("read", &path, e))?;
+        let there = Spare::read(&path, self.home.seal()).map_err(|e| crate::packs::io_error("read", &path, e))?;
         match there {
             Some(spare) => Ok(spare),
             None => {

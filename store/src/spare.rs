@@ -7,6 +7,7 @@
 //! base  number u32 LE · length u32 LE · path
 //! root  CID key (33) · length u32 LE · record as in the index
 //! ```
+//! In an encrypted store this is sealed, behind "SHOALRTE": nonce (24) · sealed bytes · tag (16).
 
 use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
@@ -14,12 +15,14 @@ use shoal_content::Cid;
 
 use crate::{
     BaseId, RootRecord,
+    cipher::Seal,
     disk::Disk,
     overlay::Key,
     root::{path_from_bytes, path_to_bytes},
 };
 
 const MAGIC: &[u8; 8] = b"SHOALRTS";
+const SEALED_MAGIC: &[u8; 8] = b"SHOALRTE";
 
 /// What the copy holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,19 +34,19 @@ pub(crate) struct Spare {
 
 impl Spare {
     /// Reads the copy; `None` if there is none, or none that is whole.
-    pub(crate) fn read(path: &Path) -> io::Result<Option<Self>> {
+    pub(crate) fn read(path: &Path, seal: &Seal) -> io::Result<Option<Self>> {
         match std::fs::read(path) {
-            Ok(bytes) => Ok(Self::decode(&bytes)),
+            Ok(bytes) => Ok(seal.open_roots(&bytes, SEALED_MAGIC).and_then(|plain| Self::decode(&plain))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     /// Replaces the copy. Durable on return. An error says whether it was one of a sync.
-    pub(crate) fn write(&self, path: &Path, disk: &dyn Disk) -> Result<(), (io::Error, bool)> {
+    pub(crate) fn write(&self, path: &Path, seal: &Seal, disk: &dyn Disk) -> Result<(), (io::Error, bool)> {
         let new = path.with_extension("new");
         let written = disk.create(&new).and_then(|file| {
-            disk.write_at(&file, &new, &self.encode(), 0)?;
+            disk.write_at(&file, &new, &seal.seal_roots(self.encode(), SEALED_MAGIC), 0)?;
             Ok(file)
         });
         let file = written.map_err(|error| (error, false))?;
@@ -138,6 +141,23 @@ mod tests {
         for spare in [Spare::default(), example()] {
             assert_eq!(Spare::decode(&spare.encode()), Some(spare));
         }
+    }
+
+    #[test]
+    fn sealed_it_says_nothing_and_opens_with_its_key_only() {
+        let (dir, disk) = (tempfile::tempdir().unwrap(), crate::disk::RealDisk);
+        let path = dir.path().join("roots");
+        let [seal, other] = [1, 2].map(|key| Seal::new(&[key; 32].into()).unwrap());
+        example().write(&path, &seal, &disk).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(bytes[..8], *SEALED_MAGIC);
+        assert_eq!(bytes.len(), 8 + 24 + example().encode().len() + 16);
+        assert!(!bytes.windows(4).any(|four| four == b"/b/c" || four == b"name"));
+        assert_eq!(Spare::read(&path, &seal).unwrap(), Some(example()));
+        assert_eq!(Spare::read(&path, &other).unwrap(), None);
+        assert_eq!(Spare::read(&path, &Seal::default()).unwrap(), None);
+        example().write(&path, &Seal::default(), &disk).unwrap();
+        assert_eq!(Spare::read(&path, &seal).unwrap(), None, "a plain one is not taken for sealed");
     }
 
     proptest! {

@@ -15,8 +15,8 @@ use shoal_content::{Cid, Codec, HashKind};
 use tempfile::TempDir;
 
 use crate::{
-    DamageKind, MAX_BLOCK_BYTES, ManifestError, OpenError, Options, ReadError, RootKind, RootRecord, Stamp, Store,
-    StoreError, disk::double::FaultyDisk,
+    DamageKind, KeyCost, MAX_BLOCK_BYTES, ManifestError, OpenError, Options, Passphrase, ReadError, RootKind,
+    RootRecord, Stamp, Store, StoreError, disk::double::FaultyDisk,
 };
 
 fn raw(bytes: &[u8]) -> Cid {
@@ -33,11 +33,17 @@ fn block(seed: u32, len: usize) -> Vec<u8> {
 struct Fixture {
     dir: TempDir,
     disk: FaultyDisk,
+    encrypted: bool,
 }
 
 impl Fixture {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), disk: FaultyDisk::default() }
+        Self { dir: tempfile::tempdir().unwrap(), disk: FaultyDisk::default(), encrypted: false }
+    }
+
+    /// The same for an encrypted store, whose passphrase is cheap to try.
+    fn encrypted() -> Self {
+        Self { encrypted: true, ..Self::new() }
     }
 
     fn home(&self) -> PathBuf {
@@ -49,11 +55,10 @@ impl Fixture {
     }
 
     fn try_open(&self) -> Result<Store, OpenError> {
-        Store::open_on(
-            &self.home(),
-            &Options { pack_bytes: 1 << 20, ..Options::default() },
-            Arc::new(self.disk.clone()),
-        )
+        let passphrase = Passphrase::new(b"correct horse".to_vec().into()).filter(|_| self.encrypted);
+        let key_cost = KeyCost { memory_kib: 8, passes: 1, lanes: 1 };
+        let options = Options { pack_bytes: 1 << 20, passphrase, key_cost, ..Options::default() };
+        Store::open_on(&self.home(), &options, Arc::new(self.disk.clone()))
     }
 
     /// A file of `chunks` blocks of 1,000 bytes, staged.
@@ -312,8 +317,8 @@ fn what_is_not_understood_is_not_touched() {
     let fixture = Fixture::new();
     drop(fixture.open());
     let format = fixture.home().join("format");
-    fs::write(&format, "2\n").unwrap();
-    assert!(matches!(fixture.try_open(), Err(OpenError::NewerFormat { found: 2, known: 1, .. })));
+    fs::write(&format, "3\n").unwrap();
+    assert!(matches!(fixture.try_open(), Err(OpenError::NewerFormat { found: 3, known: 2, .. })));
     fs::write(&format, "what\n").unwrap();
     assert!(matches!(fixture.try_open(), Err(OpenError::Corrupt { .. })));
     fs::write(&format, "1\n").unwrap();
@@ -408,8 +413,9 @@ fn packs_roll() {
 
 #[test]
 fn after_a_failed_sync_nothing_is_promised_and_reads_go_on() {
-    for (op, suffix) in [("sync", ".pack"), ("sync", "file"), ("sync", "index.redb"), ("write", "index.redb")] {
-        let fixture = Fixture::new();
+    let failures = [("sync", ".pack"), ("sync", "file"), ("sync", "index.redb"), ("write", "index.redb")];
+    for (i, (op, suffix)) in failures.into_iter().cycle().take(2 * failures.len()).enumerate() {
+        let fixture = if i < failures.len() { Fixture::new() } else { Fixture::encrypted() };
         let store = fixture.open();
         let (old, new) = (block(1, 100), block(2, 100));
         store.put(&raw(&old), &old).unwrap();
@@ -442,8 +448,8 @@ fn after_a_failed_sync_nothing_is_promised_and_reads_go_on() {
 /// Whatever finds no space: nothing is promised, everything can be read, and it goes on when there is space again.
 #[test]
 fn a_full_disk_is_waited_out() {
-    for suffix in [".pack", "index.redb", ""] {
-        let fixture = Fixture::new();
+    for (i, suffix) in [".pack", "index.redb", "", ".pack", "index.redb", ""].into_iter().enumerate() {
+        let fixture = if i < 3 { Fixture::new() } else { Fixture::encrypted() };
         let store = fixture.open();
         let (old, new, late) = (block(1, 100), block(2, 100), block(3, 100));
         store.put(&raw(&old), &old).unwrap();
@@ -475,6 +481,24 @@ fn a_full_disk_is_waited_out() {
         }
         assert!(cids.iter().all(|cid| store.read(cid).is_ok()), "{suffix}");
         assert!(store.root(&raw(&late)).unwrap().is_some());
+    }
+}
+
+/// Before the store is there, nothing is lost: it is made when the disk works again, with another key.
+#[test]
+fn a_key_that_cannot_be_written_makes_no_store() {
+    for (op, suffix) in [("write", "key.new"), ("sync", "key.new"), ("rename", "key.new")] {
+        let fixture = Fixture::encrypted();
+        fixture.disk.fail(op, suffix);
+        let error = fixture.try_open().unwrap_err();
+        assert!(matches!(&error, OpenError::Io { path, .. } if path.ends_with("key")), "{op}: {error}");
+        assert!(!fixture.home().join("format").exists(), "{op}");
+        fixture.disk.heal();
+        let store = fixture.open();
+        store.put(&raw(b"x"), b"x").unwrap();
+        store.commit().unwrap();
+        drop(store);
+        assert_eq!(fixture.open().read(&raw(b"x")).unwrap(), &b"x"[..], "{op}");
     }
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use shoal_content::Cid;
 
+use crate::{KeyCost, Passphrase};
+
 /// The largest block, in bytes: 2 MiB, IPFS's limit. Ours are at most 1 MiB; foreign DAGs may go up to this.
 pub const MAX_BLOCK_BYTES: usize = 2 << 20;
 
@@ -23,11 +25,25 @@ pub struct Options {
     /// The most that packs and index may take, in bytes. Default 64 GiB. The files that references point to are the
     /// user's and do not count.
     pub quota_bytes: u64,
+    /// A store that is made is encrypted, and one that is there must be. Default false: an existing store is what it is.
+    pub encrypt: bool,
+    /// What an encrypted store is opened with. Given for a plain one, that does not open: whoever gives a passphrase
+    /// counts on it.
+    pub passphrase: Option<Passphrase>,
+    /// What it costs to try a passphrase of an encrypted store that is made.
+    pub key_cost: KeyCost,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 16 << 20, pack_bytes: 1 << 30, quota_bytes: 64 << 30 }
+        Self {
+            cache_bytes: 16 << 20,
+            pack_bytes: 1 << 30,
+            quota_bytes: 64 << 30,
+            encrypt: false,
+            passphrase: None,
+            key_cost: KeyCost::default(),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use shoal_store::{
 const MIB: u64 = 1 << 20;
 
 fn open(bench: &Bench, name: &str, quota_bytes: u64) -> Store {
-    let options = Options { quota_bytes, pack_bytes: 4 * MIB, ..Options::default() };
+    let options = Options { quota_bytes, pack_bytes: 4 * MIB, ..bench.options() };
     Store::open(&bench.path(name), options).unwrap()
 }
 
@@ -81,8 +81,12 @@ impl Cache {
 
 #[test]
 fn what_no_root_reaches_goes_and_the_rest_stays() {
-    let bench = Bench::new();
-    let store = open(&bench, "store", u64::MAX);
+    collect_what_no_root_reaches(&Bench::new());
+    collect_what_no_root_reaches(&Bench::encrypted());
+}
+
+fn collect_what_no_root_reaches(bench: &Bench) {
+    let store = open(bench, "store", u64::MAX);
     let (a, b) = (bench.tree("a"), bench.tree("b"));
     // Enough nodes to be worth a new pack: names and sizes of many files.
     for i in 0..3000 {
@@ -101,7 +105,7 @@ fn what_no_root_reaches_goes_and_the_rest_stays() {
     assert!(store.manifest(&a.root).is_err());
     assert!(store.take_damage().is_empty());
     drop(store);
-    let store = open(&bench, "store", u64::MAX);
+    let store = open(bench, "store", u64::MAX);
     whole(&store, &b.root);
     // What went comes back as it was.
     assert_eq!(share(&store, &bench.path("a")).unwrap().root, a.root);

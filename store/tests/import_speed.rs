@@ -24,7 +24,7 @@ const THREADS: usize = 2;
 #[test]
 fn a_path_makes_the_round_trip_at_speed() {
     let home = std::env::var_os("SHOAL_SPEED_HOME").map_or_else(std::env::temp_dir, PathBuf::from);
-    let bench = Bench { home: tempfile::tempdir_in(home).unwrap() };
+    let bench = Bench { home: tempfile::tempdir_in(home).unwrap(), encrypted: false };
     let path = std::env::var_os("SHOAL_SPEED_PATH").map_or_else(|| bench.tree("tree"), PathBuf::from);
     let (from, mut to) = (bench.store("from"), bench.store("to"));
     let timed = |what: &str, bytes: u64, run: &mut dyn FnMut()| {

@@ -42,6 +42,8 @@ pub struct Settings {
     pub connections: usize,
     /// Page cache of the index, in bytes.
     pub index_cache_bytes: usize,
+    /// A store that is made is encrypted, and one that is there must be.
+    pub encrypt: bool,
     /// How fast everything is read again in search of rot; 0 for never.
     pub scrub_bytes_per_second: u64,
     /// What the store may take; 0 for a part of the disk.
@@ -83,6 +85,7 @@ impl Default for Settings {
             compression: Compression::default(),
             connections: 1024,
             index_cache_bytes: 16 << 20,
+            encrypt: false,
             scrub_bytes_per_second: 16 << 20,
             quota_bytes: 0,
             import_threads: cores.min(16),
@@ -266,6 +269,15 @@ pub const KEYS: &[Key] = &[
             raw.integer(0..=1 << 40, "MiB").map(|mib| settings.quota_bytes = mib.saturating_mul(MIB as u64))
         },
         show: |settings| number(settings.quota_bytes / MIB as u64),
+    },
+    Key {
+        name: "encrypt",
+        unit: "true or false",
+        help: "Encrypt what the store keeps: cached content, trees, names and paths; not your files. Counts when the store is \
+               made; one that is there stays what it is. The passphrase comes from the file that SHOAL_PASSPHRASE_FILE \
+               names, from SHOAL_PASSPHRASE, or from the terminal.",
+        set: |settings, raw| raw.boolean().map(|on| settings.encrypt = on),
+        show: |settings| settings.encrypt.into(),
     },
     Key {
         name: "scrub_rate",

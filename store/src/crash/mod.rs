@@ -2,7 +2,7 @@
 //! disk is opened again. Nothing acknowledged may be missing, nothing read may be wrong, and every image must open.
 //!
 //! Each round begins with what a crash of the round before left, so that repairs are crashed in as well. The short mode
-//! looks at 500 images; `SHOAL_TEST_CRASH_IMAGES` asks for more, `SHOAL_TEST_SEED` for other ones.
+//! looks at 500 images, and at 500 of an encrypted store; `SHOAL_TEST_CRASH_IMAGES` asks for more, `SHOAL_TEST_SEED` for other ones.
 
 mod disk;
 mod work;
@@ -49,8 +49,10 @@ fn setting(name: &str, default: u64) -> u64 {
 fn whatever_a_loss_of_power_leaves_opens_and_has_all_that_was_acknowledged() {
     let seed = setting("SHOAL_TEST_SEED", SEED);
     println!("seed {seed}");
-    let seen = suite(setting("SHOAL_TEST_CRASH_IMAGES", IMAGES), seed, None);
-    println!("{} images, {} acknowledged facts found in them, {} rounds", seen.images, seen.facts, seen.rounds);
+    for encrypted in [false, true] {
+        let seen = suite(setting("SHOAL_TEST_CRASH_IMAGES", IMAGES), seed, None, encrypted);
+        println!("{} images, {} acknowledged facts found in them, {} rounds", seen.images, seen.facts, seen.rounds);
+    }
 }
 
 /// The suite sees it when something that counts is not synced: here the disk itself says that it did, and did not. Threads
@@ -58,9 +60,15 @@ fn whatever_a_loss_of_power_leaves_opens_and_has_all_that_was_acknowledged() {
 #[test]
 fn a_sync_that_is_left_out_is_found() {
     for unsynced in [".pack", "packs", "index.redb", "files/d1", "files/out", ".shoal-part"] {
-        let is_found = |seed| std::panic::catch_unwind(|| suite(4 * IMAGES, seed, Some(unsynced))).is_err();
+        let is_found = |seed| std::panic::catch_unwind(|| suite(4 * IMAGES, seed, Some(unsynced), false)).is_err();
         assert!((SEED..SEED + SEEDS).any(is_found), "nothing depended on syncs of {unsynced}");
     }
+}
+
+/// The key of an encrypted store is written once, and everything depends on it.
+#[test]
+fn a_key_that_is_not_synced_is_found() {
+    assert!(std::panic::catch_unwind(|| suite(IMAGES, SEED, Some("key.new"), true)).is_err());
 }
 
 /// What the suite has seen.
@@ -70,18 +78,18 @@ struct Seen {
     rounds: u64,
 }
 
-/// Looks at so many images, on a disk that ignores syncs of paths with this end.
-fn suite(wanted: u64, seed: u64, unsynced: Option<&str>) -> Seen {
+/// Looks at so many images of a plain or an encrypted store, on a disk that ignores syncs of paths with this end.
+fn suite(wanted: u64, seed: u64, unsynced: Option<&str>, encrypted: bool) -> Seen {
     // In memory where there is such a place: syncs of a real disk add nothing but time.
     let memory = Path::new("/dev/shm");
     let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
     let root = dir.path().join("disk");
     let mut random = Random(seed);
     let mut seen = Seen { images: 0, facts: 0, rounds: 0 };
-    let mut work = Work::new(&root);
+    let mut work = Work::new(&root, encrypted);
     while seen.images < wanted {
         if seen.rounds.is_multiple_of(ROUNDS) {
-            work = Work::new(&root);
+            work = Work::new(&root, encrypted);
         }
         seen.rounds += 1;
         let mut model = Model::scan(&root);

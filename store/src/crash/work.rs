@@ -11,7 +11,7 @@ use shoal_content::{Block, Cid, Codec, FileBuilder, HashKind, Link, SHOAL_V1, di
 
 use super::{Random, disk::Recorder};
 use crate::{
-    Checkout, CheckoutOptions, Collect, Options, RootKind, RootRecord, Stamp, Store,
+    Checkout, CheckoutOptions, Collect, KeyCost, Options, Passphrase, RootKind, RootRecord, Stamp, Store,
     disk::{Disk, RealDisk},
 };
 
@@ -49,6 +49,7 @@ impl<T> Said<T> {
 #[derive(Debug)]
 pub(super) struct Work {
     root: PathBuf,
+    options: Options,
     blocks: BTreeMap<u32, Said<()>>,
     /// Everything that was said about each root, in order.
     roots: BTreeMap<u32, Vec<Said<Option<RootRecord>>>>,
@@ -71,6 +72,13 @@ struct Fetch {
     missing: Vec<u32>,
 }
 
+/// How a store is opened; the passphrase of an encrypted one is cheap to try.
+fn options(encrypted: bool) -> Options {
+    let passphrase = Passphrase::new(b"correct horse".to_vec().into()).filter(|_| encrypted);
+    let key_cost = KeyCost { memory_kib: 8, passes: 1, lanes: 1 };
+    Options { encrypt: encrypted, passphrase, key_cost, ..Options::default() }
+}
+
 /// A block's bytes.
 fn block(n: u32) -> Vec<u8> {
     let mut bytes = vec![0; 100 + (n as usize).wrapping_mul(7919) % 4000];
@@ -84,13 +92,14 @@ fn cid(n: u32) -> Cid {
 
 impl Work {
     /// Begins with an empty disk at `root`.
-    pub(super) fn new(root: &Path) -> Self {
+    pub(super) fn new(root: &Path, encrypted: bool) -> Self {
         if root.exists() {
             fs::remove_dir_all(root).unwrap();
         }
         fs::create_dir_all(root.join("files")).unwrap();
         Work {
             root: root.to_owned(),
+            options: Options { pack_bytes: 40_000, ..options(encrypted) },
             blocks: BTreeMap::new(),
             roots: BTreeMap::new(),
             fetched: BTreeMap::new(),
@@ -99,7 +108,7 @@ impl Work {
     }
 
     fn open(&self, disk: Arc<dyn Disk>) -> Result<Store, crate::OpenError> {
-        Store::open_on(&self.root.join("store"), &Options { pack_bytes: 40_000, ..Options::default() }, disk)
+        Store::open_on(&self.root.join("store"), &self.options, disk)
     }
 
     /// Works for one round.

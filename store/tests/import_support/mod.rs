@@ -12,7 +12,9 @@ use std::{
 };
 
 use shoal_content::{Cid, Manifest, SHOAL_V1};
-use shoal_store::{Checkout, ImportError, ImportEvent, ImportOptions, Imported, Options, Store, import};
+use shoal_store::{
+    Checkout, ImportError, ImportEvent, ImportOptions, Imported, KeyCost, Options, Passphrase, Store, import,
+};
 use tempfile::TempDir;
 
 /// Bytes that do not repeat, the same for the same seed.
@@ -32,11 +34,31 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
 /// A place for two stores, a source and destinations.
 pub(crate) struct Bench {
     pub(crate) home: TempDir,
+    /// Its stores are encrypted.
+    pub(crate) encrypted: bool,
+}
+
+/// What the encrypted stores of the tests are opened with.
+pub(crate) const PASSPHRASE: &str = "correct horse battery staple";
+
+/// How an encrypted store is opened with a passphrase. Cheap to try, so that a test may open many.
+pub(crate) fn with_passphrase(text: &str) -> Options {
+    let key_cost = KeyCost { memory_kib: 8, passes: 1, lanes: 1 };
+    let passphrase = Passphrase::new(text.as_bytes().to_vec().into());
+    Options { encrypt: true, passphrase, key_cost, ..Options::default() }
 }
 
 impl Bench {
     pub(crate) fn new() -> Self {
-        Self { home: tempfile::tempdir().unwrap() }
+        Self { home: tempfile::tempdir().unwrap(), encrypted: false }
+    }
+
+    pub(crate) fn encrypted() -> Self {
+        Self { encrypted: true, ..Self::new() }
+    }
+
+    pub(crate) fn options(&self) -> Options {
+        if self.encrypted { with_passphrase(PASSPHRASE) } else { Options::default() }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -44,7 +66,7 @@ impl Bench {
     }
 
     pub(crate) fn store(&self, name: &str) -> Store {
-        Store::open(&self.path(name), Options::default()).unwrap()
+        Store::open(&self.path(name), self.options()).unwrap()
     }
 
     /// A tree with everything in it: nested and empty directories, executables, symlinks, names of all kinds, files of
