@@ -4,7 +4,7 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | blocks | CID key (33) | 1 to 4 locations |
-//! | files | file id (6) | directory id, size, mtime, name |
+//! | files | file id (6) | directory id, size, mtime, name, what an import remembers of it |
 //! | dirs | directory id (6) | base, path below it |
 //! | bases | number | absolute path |
 //! | roots | CID key (33) | version, JSON |
@@ -34,7 +34,7 @@ use crate::{
     overlay::{Key, StagedSet},
     packs::Tail,
     root::{path_from_bytes, path_to_bytes},
-    value::{self, FileId, FileRow, Loc, MAX_LOCATIONS},
+    value::{self, FileId, FileRow, Loc, MAX_LOCATIONS, Memory},
 };
 
 type IdKey = &'static [u8; 6];
@@ -98,6 +98,17 @@ impl IdMaker {
         let mut id = [0; 6];
         id.copy_from_slice(&hash.as_bytes()[..6]);
         FileId(id)
+    }
+
+    /// Eight bytes of a keyed hash, for comparing what has many: nobody outside can make two that are alike.
+    pub(crate) fn print(&self, parts: &[&[u8]]) -> u64 {
+        let mut hasher = blake3::Hasher::new_keyed(&self.salt);
+        for part in parts {
+            hasher.update(part);
+        }
+        let mut print = [0; 8];
+        print.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        u64::from_le_bytes(print)
     }
 
     /// A secret from the keys that the standard library draws for its hash maps.
@@ -324,7 +335,7 @@ fn apply_files(
             }
         };
         row.clear();
-        value::put_file(&FileRow { dir: dir_id, stamp: file.stamp, name }, &mut row);
+        value::put_file(&FileRow { dir: dir_id, stamp: file.stamp, name, memory: file.memory }, &mut row);
         files.insert(&id.0, &row[..])?;
     }
     Ok(())
@@ -421,6 +432,7 @@ pub(crate) struct KnownFile {
     pub(crate) base: BaseId,
     pub(crate) rel: String,
     pub(crate) stamp: Stamp,
+    pub(crate) memory: Option<Memory>,
 }
 
 impl Snapshot {
@@ -438,7 +450,7 @@ impl Snapshot {
         let Some(dir) = self.dirs.get(&row.dir.0).map_err(err)? else { return Ok(None) };
         let Some((base, dir)) = value::get_dir(dir.value()) else { return Ok(None) };
         let rel = if dir.is_empty() { row.name.to_owned() } else { format!("{dir}/{}", row.name) };
-        Ok(Some(KnownFile { base, rel, stamp: row.stamp }))
+        Ok(Some(KnownFile { base, rel, stamp: row.stamp, memory: row.memory }))
     }
 
     pub(crate) fn root(&self, root: &Cid) -> Result<Option<RootRecord>, StoreError> {

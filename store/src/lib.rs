@@ -27,6 +27,7 @@ mod home;
 mod import;
 mod index;
 mod inner;
+mod known;
 mod locks;
 mod overlay;
 mod pack;
