@@ -1,13 +1,12 @@
 //! What is known of a file from the last time it was read: the tree that its content has, if all of that is still here.
-//! Looked up only; what makes a file count as untouched is decided by `import`.
+//! Nothing is read here but nodes; what makes a file count as untouched is decided by `import`.
 
 use shoal_content::{Cid, Codec, EntryKind, Link, Source};
 
 use crate::{
     BaseId, Hold, ReadError, Store, StoreError,
     error::ManifestError,
-    inner::Inner,
-    value::{FileId, Loc, MAX_LOCATIONS, Place},
+    value::{Loc, MAX_LOCATIONS, Place},
 };
 
 /// The tree of a file that need not be read.
@@ -18,9 +17,12 @@ pub(crate) struct Known {
     pub(crate) nodes: u64,
 }
 
+/// Leaves and where they are in a file.
+type Refs = Vec<(Cid, u64, u32)>;
+
 impl Store {
     /// The tree of a file of which `print` is remembered, if every node of it is here and every leaf is where it was. From
-    /// then on `hold` keeps it. `None` whenever there is a doubt: then the file is to be read.
+    /// then on `hold`, which has the base, keeps it. `None` whenever there is a doubt: then the file is to be read.
     pub(crate) fn known(
         &self,
         hold: &Hold,
@@ -34,15 +36,27 @@ impl Store {
             return Ok(None);
         };
         let link = Link { cid: memory.cid, size, dag_size: memory.dag_size };
-        if link.cid.codec() == Codec::Raw {
-            let here = u32::try_from(size).is_ok_and(|len| link.dag_size == size && len > 0)
-                && self.inner.is_at(hold, &link.cid, Loc { place: Place::File(id), offset: 0, len: size as u32 })?;
-            return Ok(here.then_some(Known { link, chunks: 1, nodes: 0 }));
+        let Some((refs, nodes)) = self.tree_of(hold, &link)? else { return Ok(None) };
+        let mut crowded_out = Refs::new();
+        for &(cid, offset, len) in &refs {
+            match self.place_of(&cid, Loc { place: Place::File(id), offset, len })? {
+                Standing::Kept => {}
+                Standing::CrowdedOut => crowded_out.push((cid, offset, len)),
+                Standing::Lost => return Ok(None),
+            }
         }
-        self.known_tree(hold, id, link)
+        if !crowded_out.is_empty() {
+            self.inner.stage_file(base, rel, file.stamp, &crowded_out, false, Some(memory))?;
+        }
+        Ok(Some(Known { link, chunks: refs.len() as u64, nodes }))
     }
 
-    fn known_tree(&self, hold: &Hold, id: FileId, link: Link) -> Result<Option<Known>, StoreError> {
+    /// The leaves below `link` in file order and the number of nodes, if all nodes are here. From then on `hold` keeps them.
+    fn tree_of(&self, hold: &Hold, link: &Link) -> Result<Option<(Refs, u64)>, StoreError> {
+        if link.cid.codec() == Codec::Raw {
+            let len = u32::try_from(link.size).ok().filter(|len| *len > 0 && link.dag_size == link.size);
+            return Ok(len.map(|len| (vec![(link.cid, 0, len)], 0)));
+        }
         // Read and hashed, every one of them: that the index names a place for a node does not mean that it is there.
         let manifest = match self.manifest(&link.cid) {
             Ok(manifest) => manifest,
@@ -58,33 +72,29 @@ impl Store {
         if !self.has_many(manifest.nodes())?.into_iter().all(|here| here) {
             return Ok(None);
         }
-        let mut chunks = 0;
-        for piece in manifest.pieces(0) {
-            let Source::Leaf(leaf) = piece.source else { return Ok(None) };
-            let Some(leaf) = manifest.leaves().get(leaf as usize) else { return Ok(None) };
-            let loc = Loc { place: Place::File(id), offset: piece.offset, len: piece.len };
-            if !self.inner.is_at(hold, &leaf.cid, loc)? {
-                return Ok(None);
-            }
-            chunks += 1;
-        }
-        Ok(Some(Known { link, chunks, nodes: manifest.nodes().len() as u64 }))
+        let leaf = |piece: shoal_content::Piece<'_>| match piece.source {
+            Source::Leaf(leaf) => Some((manifest.leaves().get(leaf as usize)?.cid, piece.offset, piece.len)),
+            Source::Inline(_) => None,
+        };
+        let refs: Option<Refs> = manifest.pieces(0).map(leaf).collect();
+        Ok(refs.map(|refs| (refs, manifest.nodes().len() as u64)))
+    }
+
+    fn place_of(&self, cid: &Cid, loc: Loc) -> Result<Standing, StoreError> {
+        let locs = self.inner.locate(cid)?;
+        Ok(match locs.contains(&loc) {
+            true => Standing::Kept,
+            false if locs.len() >= MAX_LOCATIONS => Standing::CrowdedOut,
+            false => Standing::Lost,
+        })
     }
 }
 
-impl Inner {
-    /// Whether a leaf is at this place of a file, as far as the index knows. One that has as many places as are kept may have
-    /// lost this one to them, and can be read there as well.
-    fn is_at(&self, hold: &Hold, cid: &Cid, loc: Loc) -> Result<bool, StoreError> {
-        let locs = self.locate(cid)?;
-        if locs.contains(&loc) {
-            return Ok(true);
-        }
-        if locs.len() < MAX_LOCATIONS {
-            return Ok(false);
-        }
-        // This place is kept with its base; the others have to be kept as the block.
-        hold.keep(cid);
-        Ok(self.locate(cid)?.len() >= MAX_LOCATIONS)
-    }
+/// What became of the place of a leaf.
+enum Standing {
+    Kept,
+    /// By newer places of the same leaf; they may all be in files that are edited by now, so this one is named again.
+    CrowdedOut,
+    /// It did not hold the leaf when it was read. Something is odd about the file.
+    Lost,
 }
