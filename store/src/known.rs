@@ -98,3 +98,57 @@ enum Standing {
     /// It did not hold the leaf when it was read. Something is odd about the file.
     Lost,
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::{
+        path::Path,
+        sync::atomic::AtomicBool,
+        time::{Duration, SystemTime},
+    };
+
+    use shoal_content::SHOAL_V1;
+
+    use super::*;
+    use crate::{ImportOptions, Imported, Options, import, locks::write};
+
+    fn share(store: &Store, path: &Path) -> Imported {
+        let options =
+            ImportOptions { now: Some(SystemTime::now() + Duration::from_secs(60)), ..ImportOptions::default() };
+        import(store, path, &SHOAL_V1, &options, &|_| {}, &AtomicBool::new(false)).unwrap()
+    }
+
+    #[test]
+    fn a_place_that_was_found_bad_means_reading() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::open(&home.path().join("store"), Options::default()).unwrap();
+        for len in [5000, 3 << 20] {
+            let path = home.path().join(len.to_string());
+            std::fs::write(&path, (0..len).map(|i: u32| (i ^ i >> 7) as u8).collect::<Vec<_>>()).unwrap();
+            let first = share(&store, &path);
+            assert_eq!(share(&store, &path).unread_files, 1);
+            // As a read does that finds other bytes there.
+            let leaf = store.manifest(&first.root).unwrap().leaves().last().unwrap().cid;
+            let loc = store.inner.locate(&leaf).unwrap()[0];
+            write(&store.inner.overlay).remove(leaf.key(), loc);
+            assert!(!store.has(&leaf).unwrap());
+            let again = share(&store, &path);
+            assert_eq!((again.root, again.unread_files), (first.root, 0));
+            assert!(store.has(&leaf).unwrap());
+            assert_eq!(share(&store, &path).unread_files, 1);
+        }
+    }
+
+    #[test]
+    fn references_staged_anew_make_a_file_forgotten() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::open(&home.path().join("store"), Options::default()).unwrap();
+        let path = home.path().join("file");
+        std::fs::write(&path, "content").unwrap();
+        let first = share(&store, &path);
+        let stamp = store.file_stamp(first.base, "").unwrap().unwrap();
+        store.stage_file(first.base, "", stamp, &[(first.root, 0, 7)], false).unwrap();
+        assert_eq!(share(&store, &path).unread_files, 0);
+        assert_eq!(share(&store, &path).unread_files, 1);
+    }
+}

@@ -262,6 +262,22 @@ fn nodes_that_were_collected_are_made_anew() {
 }
 
 #[test]
+fn nodes_that_rotted_are_made_anew() {
+    let bench = Bench::new();
+    let tree = bench.tree("tree");
+    let first = share(&bench.store("store"), &tree);
+    for pack in fs::read_dir(bench.path("store/packs")).unwrap() {
+        let pack = pack.unwrap().path();
+        let mut bytes = fs::read(&pack).unwrap();
+        bytes.iter_mut().step_by(16).for_each(|byte| *byte ^= 1);
+        fs::write(&pack, bytes).unwrap();
+    }
+    let store = bench.store("store");
+    let again = share(&store, &tree);
+    assert_eq!((again.root, again.unread_files), (first.root, 6));
+}
+
+#[test]
 fn an_index_that_was_made_anew_remembers_nothing() {
     let bench = Bench::new();
     let tree = bench.tree("tree");

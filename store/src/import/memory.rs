@@ -115,11 +115,55 @@ fn tells_changes(file: &File) -> bool {
         const KNOWN: [u32; 8] =
             [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0xca45_1a4e, 0x2fc1_2fc1, 0x0102_1994, 0x794c_7630];
         // The field is a signed or an unsigned number, of 32 or 64 bits, with the platform.
-        rustix::fs::fstatfs(file).is_ok_and(|fs| KNOWN.iter().any(|&known| fs.f_type as u32 == known))
+        rustix::fs::fstatfs(file).is_ok_and(|fs| KNOWN.contains(&(fs.f_type as u32)))
     }
     #[cfg(not(target_os = "linux"))]
     {
         let _: &File = file;
         true
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    fn look(modified: (i64, i64), changed: (i64, i64)) -> Look {
+        Look { size: 1, modified, changed, inode: 2, device: 3 }
+    }
+
+    #[test]
+    fn times_of_the_last_two_seconds_or_of_the_future_are_not_relied_upon() {
+        let now = UNIX_EPOCH + Duration::new(1000, 500);
+        let settled = |modified, changed| look(modified, changed).is_settled(now);
+        assert!(settled((998, 499), (998, 499)));
+        assert!(settled((-5, 0), (1, 0)));
+        for racy in [(998, 500), (998, 501), (999, 0), (1000, 500), (1001, 0), (i64::MAX, 0)] {
+            assert!(!settled(racy, (1, 0)), "{racy:?}");
+            assert!(!settled((1, 0), racy), "{racy:?}");
+        }
+        assert!(!look((0, 0), (0, 0)).is_settled(UNIX_EPOCH));
+        assert!(!look((0, 0), (0, 0)).is_settled(UNIX_EPOCH - Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn everything_about_a_look_is_in_its_bytes() {
+        let one = look((4, 5), (6, 7));
+        let others = [
+            Look { size: 9, ..one },
+            Look { inode: 9, ..one },
+            Look { device: 9, ..one },
+            look((9, 5), (6, 7)),
+            look((4, 9), (6, 7)),
+            look((4, 5), (9, 7)),
+            look((4, 5), (6, 9)),
+        ];
+        others.iter().for_each(|other| assert_ne!(one.bytes(), other.bytes(), "{other:?}"));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_the_kernel_makes_up_is_not_relied_upon() {
+        assert!(!tells_changes(&File::open("/proc/version").unwrap()));
     }
 }
