@@ -85,7 +85,7 @@ fn what_was_shared_before_is_not_read_again_unless_it_is_asked_for() {
     let place = Place::new();
     // Files that nobody has written to in the last seconds, without waiting for them to be that old.
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut share = |flags: &[&str]| {
+    let share = |flags: &[&str]| {
         let args = ["share"].iter().chain(flags).map(OsStr::new).chain([path.as_os_str()]);
         let mut running = place.start("a", args);
         let shared = running.event("shared");

@@ -179,6 +179,7 @@ impl<'a> Staging<'a> {
 
     /// Ends the file, if it is what it was when it was opened. All of it has been read by now.
     fn finish(mut self) -> Result<Link, ImportError> {
+        // An empty one stays behind: what is staged last still needs the rest.
         let builder = std::mem::replace(&mut self.builder, FileBuilder::new(self.run.profile, None));
         let link = builder.finish(self.blocks);
         self.run.put_nodes(self.blocks)?;
