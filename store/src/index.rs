@@ -52,8 +52,9 @@ const SALT: &str = "salt";
 const TAIL: &str = "tail";
 const NEXT_BASE: &str = "next_base";
 
-/// What a row costs in the file, pages two thirds full, in bytes: blocks, then files with their directories.
-const ROW_BYTES: [u64; 2] = [80, 75];
+/// What a row costs in the file, pages two thirds full, in bytes: blocks, then files with their directories and with what a
+/// share remembers of them.
+const ROW_BYTES: [u64; 2] = [80, 140];
 /// On closing, the file is compacted if it is longer than five quarters of what its rows need and this: a big commit
 /// rewrites most pages, and the old ones stay in the file as free space.
 const MAX_SLACK_BYTES: u64 = 1 << 20;
