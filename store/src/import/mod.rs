@@ -24,7 +24,7 @@ use std::{
 
 use shoal_content::{Cid, MAX_PATH_BYTES, MAX_PATH_PARTS, Profile, WalkLimits};
 
-use crate::{BaseId, Hold, RootKind, RootRecord, Store, known::Known};
+use crate::{BaseId, Hold, RootKind, RootRecord, Store, known::Known, locks::read};
 
 pub use error::ImportError;
 pub(crate) use error::shown;
@@ -137,6 +137,8 @@ pub fn import(
     let name = name_of(path, &real)?;
     let kind = real.symlink_metadata().map_err(|source| ImportError::open(path, source))?;
     let hold = store.hold();
+    // Of a path that is new here nothing can be remembered, so that no file of it is looked up.
+    let is_new = !read(&store.inner.bases).by_path.contains_key(&*real);
     let run = Run {
         store,
         hold: &hold,
@@ -145,7 +147,7 @@ pub fn import(
         base_path: &real,
         threads: threads(options.threads),
         now: options.now,
-        read_all: options.read_all,
+        read_all: options.read_all || is_new,
         progress,
         cancel,
         failed: AtomicBool::new(false),
