@@ -69,6 +69,9 @@ pub(crate) enum Command {
         /// Forget them after this time, such as 90s, 12h or 7d; the files stay
         #[arg(long, value_name = "TIME", value_parser = seconds)]
         ttl: Option<u64>,
+        /// Read every file, even those that were shared before and show no change since
+        #[arg(long)]
+        read_all: bool,
     },
     /// Fetch what a link names, from everybody who has it
     #[command(after_help = "Examples:\n  shoal fetch 'shoal:bafy…?name=photos&via=…' -o ~/Downloads\n  \

@@ -244,7 +244,8 @@ impl Doomed {
             .build()
             .map_err(|error| Failure::internal(format!("cannot start two threads: {error}")))?;
         let (dir, config, bootstrap) = (dir.to_owned(), config.clone(), bootstrap.to_vec());
-        let request = Request::Share { paths: vec![BytePath(path.to_owned())], stay: true, ttl_seconds: None };
+        let request =
+            Request::Share { paths: vec![BytePath(path.to_owned())], stay: true, ttl_seconds: None, read_all: false };
         let begun = runtime.spawn(async move {
             let node = start(&dir, "peer 1", &config, &bootstrap).await?;
             let mut operation = node.run(request);

@@ -70,9 +70,9 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Daemon => return block_on(config.settings(), run::daemon(&home, &config, output)),
         Command::Demo { path } => return block_on(config.settings(), demo::run(path, &config, output)),
         Command::Completions { .. } | Command::Man => return Ok(()),
-        Command::Share { paths, ttl } => {
+        Command::Share { paths, ttl, read_all } => {
             let paths = paths.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?;
-            Request::Share { paths, stay: true, ttl_seconds: ttl }
+            Request::Share { paths, stay: true, ttl_seconds: ttl, read_all }
         }
         Command::Fetch { link, paths, output, stay, symlinks, cache, ttl } => {
             let dir = absolute(output.as_deref().unwrap_or(Path::new(".")))?;

@@ -145,6 +145,14 @@ impl<'a> View<'a> {
         let what =
             format!("{} ({}, {})", clean(&shared.name), bytes(shared.bytes), count(shared.files, "file", "files"));
         output.talk(&format!("Sharing {what}, read in {}.", duration(Duration::from_secs_f64(shared.seconds))));
+        if shared.files_unread > 0 {
+            output.talk(&format!(
+                "{} ({}) unchanged and not read again, {} read.",
+                count(shared.files_unread, "file", "files"),
+                bytes(shared.bytes_unread),
+                shared.files.saturating_sub(shared.files_unread)
+            ));
+        }
         output.result(&shared.link);
         output.talk("On the other machine:");
         output.talk(&format!("  shoal fetch '{}'", shared.link));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{ffi::OsStr, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use common::{Place, Running, noise, text};
 
@@ -78,6 +78,32 @@ fn several_paths_give_several_links_and_all_are_served() {
         place.run("b", ["fetch", link, "-o", "out"]).ok();
         assert_eq!(fs::read(place.path(name)).unwrap(), fs::read(place.path("out").join(name)).unwrap());
     }
+}
+
+#[test]
+fn what_was_shared_before_is_not_read_again_unless_it_is_asked_for() {
+    let place = Place::new();
+    // Files that nobody has written to in the last seconds, without waiting for them to be that old.
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let share = |flags: &[&str]| {
+        let args = ["share"].iter().chain(flags).map(OsStr::new).chain([path.as_os_str()]);
+        let mut running = place.start("a", args);
+        let shared = running.event("shared");
+        running.interrupt();
+        ["root", "files", "bytes", "files_unread", "bytes_unread"].map(|name| shared[name].clone())
+    };
+    let [root, files, bytes, unread, _] = share(&[]);
+    assert_eq!(unread, 0);
+    assert_eq!(share(&[]), [&root, &files, &bytes, &files, &bytes].map(Clone::clone));
+    let [again, .., unread, _] = share(&["--read-all"]);
+    assert_eq!((again, unread), (root, 0.into()));
+    // People read the same.
+    let mut command = place.bare("a");
+    command.args(["--listen", common::LOOPBACK, "share"]).arg(&path);
+    let mut running = Running::start(command);
+    running.line();
+    let told = running.interrupt().stderr;
+    assert!(told.contains(&format!("{files} files (")) && told.contains("not read again, 0 read"), "{told}");
 }
 
 #[test]

@@ -254,6 +254,12 @@ pub struct Shared {
     pub bytes: u64,
     /// Files.
     pub files: u64,
+    /// Bytes of files that were not read again, since nobody has written to them since they were shared before.
+    #[serde(default)]
+    pub bytes_unread: u64,
+    /// These files.
+    #[serde(default)]
+    pub files_unread: u64,
     /// Where it lies.
     pub path: String,
     /// How long reading it took.

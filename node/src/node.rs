@@ -162,7 +162,9 @@ impl Node {
         let threads = inner.config.settings().import_threads;
         self.operation(move |sink| async move {
             match request {
-                Request::Share { paths, stay, ttl_seconds } => node.share(sink, paths, stay, ttl_seconds).await,
+                Request::Share { paths, stay, ttl_seconds, read_all } => {
+                    node.share(sink, paths, stay, ttl_seconds, read_all).await
+                }
                 Request::Unshare { what, forget } => node.unshare(sink, what, forget).await,
                 Request::Fetch { link, paths, dir, symlinks, stay, cached, ttl_seconds } => {
                     let (dir, rank) = (dir.0, Rank::Command);

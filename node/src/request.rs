@@ -20,6 +20,9 @@ pub enum Request {
         /// Forget them after so many seconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         ttl_seconds: Option<u64>,
+        /// Read every file, even those that nobody has written to since they were last read.
+        #[serde(default)]
+        read_all: bool,
     },
     /// Stop serving a root. Its files stay.
     Unshare {

@@ -24,6 +24,7 @@ impl Node {
         paths: Vec<BytePath>,
         stay: bool,
         ttl: Option<u64>,
+        read_all: bool,
     ) -> Result<(), Failure> {
         // A typing error in the last path is found before the first one is read.
         for path in &paths {
@@ -36,7 +37,7 @@ impl Node {
         }
         for path in paths {
             let begun = Instant::now();
-            let imported = self.import(&sink, path.0, ttl).await?;
+            let imported = self.import(&sink, path.0, ttl, read_all).await?;
             let root = imported.root;
             self.transfer().seed(root).await.map_err(|error| blame::seed(&error))?;
             self.roots().set_serving(root, true);
@@ -50,6 +51,8 @@ impl Node {
                 name: imported.name,
                 bytes: imported.bytes,
                 files: imported.files,
+                bytes_unread: imported.unread_bytes,
+                files_unread: imported.unread_files,
                 path: imported.path.display().to_string(),
                 seconds: begun.elapsed().as_secs_f64(),
                 peer: self.endpoint().peer_id().to_string(),
@@ -89,13 +92,15 @@ impl Node {
         !self.endpoint().listen_multiaddrs().iter().any(reachable)
     }
 
-    async fn import(&self, sink: &Sink, path: PathBuf, ttl: Option<u64>) -> Result<Imported, Failure> {
+    async fn import(&self, sink: &Sink, path: PathBuf, ttl: Option<u64>, read_all: bool) -> Result<Imported, Failure> {
         let store = self.roots().store.clone();
         let created_unix = now_unix();
         let options = ImportOptions {
             threads: self.config().settings().import_threads,
             created_unix,
             expires_unix: ttl.map(|seconds| created_unix.saturating_add(seconds)),
+            now: Some(SystemTime::now()),
+            read_all,
             ..ImportOptions::default()
         };
         let cancel = Arc::new(AtomicBool::new(false));

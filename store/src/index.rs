@@ -4,7 +4,7 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | blocks | CID key (33) | 1 to 4 locations |
-//! | files | file id (6) | directory id, size, mtime, name |
+//! | files | file id (6) | directory id, size, mtime, name, what an import remembers of it |
 //! | dirs | directory id (6) | base, path below it |
 //! | bases | number | absolute path |
 //! | roots | CID key (33) | version, JSON |
@@ -38,7 +38,7 @@ use crate::{
     overlay::{Key, StagedSet},
     packs::Tail,
     root::{path_from_bytes, path_to_bytes},
-    value::{self, FileId, FileRow, Loc, MAX_LOCATIONS},
+    value::{self, FileId, FileRow, Loc, MAX_LOCATIONS, Memory},
 };
 
 type IdKey = &'static [u8; 6];
@@ -56,8 +56,9 @@ const SALT: &str = "salt";
 const TAIL: &str = "tail";
 const NEXT_BASE: &str = "next_base";
 
-/// What a row costs in the file, pages two thirds full, in bytes: blocks, then files with their directories.
-const ROW_BYTES: [u64; 2] = [80, 75];
+/// What a row costs in the file, pages two thirds full, in bytes: blocks, then files with their directories and with what a
+/// share remembers of them.
+const ROW_BYTES: [u64; 2] = [80, 140];
 /// What a sealed row costs more.
 const SEALED_ROW_BYTES: u64 = VALUE_OVERHEAD as u64 * 3 / 2;
 /// On closing, the file is compacted if it is longer than five quarters of what its rows need and this: a big commit
@@ -105,6 +106,17 @@ impl IdMaker {
         let mut id = [0; 6];
         id.copy_from_slice(&hash.as_bytes()[..6]);
         FileId(id)
+    }
+
+    /// Eight bytes of a keyed hash, for comparing what has many: nobody outside can make two that are alike.
+    pub(crate) fn print(&self, parts: &[&[u8]]) -> u64 {
+        let mut hasher = blake3::Hasher::new_keyed(&self.salt);
+        for part in parts {
+            hasher.update(part);
+        }
+        let mut print = [0; 8];
+        print.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        u64::from_le_bytes(print)
     }
 
     /// A secret from the keys that the standard library draws for its hash maps.
@@ -376,7 +388,7 @@ fn apply_files(
             }
         };
         row.clear();
-        value::put_file(&FileRow { dir: dir_id, stamp: file.stamp, name }, &mut row);
+        value::put_file(&FileRow { dir: dir_id, stamp: file.stamp, name, memory: file.memory }, &mut row);
         files.insert(&id.0, &*seal.seal_value(FILES.name(), &id.0, &row))?;
     }
     Ok(())
@@ -483,6 +495,7 @@ pub(crate) struct KnownFile {
     pub(crate) base: BaseId,
     pub(crate) rel: String,
     pub(crate) stamp: Stamp,
+    pub(crate) memory: Option<Memory>,
 }
 
 impl Snapshot {
@@ -501,7 +514,7 @@ impl Snapshot {
         let dir = self.seal.open_value(DIRS.name(), &row.dir.0, dir.value());
         let Some((base, dir)) = dir.as_deref().and_then(value::get_dir) else { return Ok(None) };
         let rel = if dir.is_empty() { row.name.to_owned() } else { format!("{dir}/{}", row.name) };
-        Ok(Some(KnownFile { base, rel, stamp: row.stamp }))
+        Ok(Some(KnownFile { base, rel, stamp: row.stamp, memory: row.memory }))
     }
 
     pub(crate) fn root(&self, root: &Cid) -> Result<Option<RootRecord>, StoreError> {

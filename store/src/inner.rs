@@ -224,7 +224,12 @@ impl Inner {
             let overlay = read(&self.overlay);
             let found = overlay.sets().find_map(|set| set.files.get(&id));
             if let Some(file) = found {
-                return Ok(Some(KnownFile { base: file.base, rel: file.rel.to_string(), stamp: file.stamp }));
+                return Ok(Some(KnownFile {
+                    base: file.base,
+                    rel: file.rel.to_string(),
+                    stamp: file.stamp,
+                    memory: file.memory,
+                }));
             }
         }
         self.with_snapshot(|s| s.file(id))

@@ -29,6 +29,7 @@ mod import;
 mod index;
 mod inner;
 mod keyfile;
+mod known;
 mod locks;
 mod overlay;
 mod pack;

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use crate::{
     BaseId, RootRecord, Stamp,
-    value::{FileId, Loc},
+    value::{FileId, Loc, Memory},
 };
 
 /// A CID as the index knows it.
@@ -22,7 +22,7 @@ pub(crate) type Key = [u8; Cid::KEY_LEN];
 
 /// Estimates of what one staged item costs in memory, in bytes: table slots at their usual load and small allocations.
 const BLOCK_COST: usize = 152;
-const FILE_COST: usize = 160;
+const FILE_COST: usize = 224;
 const ROOT_COST: usize = 1024;
 
 /// A file that references were staged into.
@@ -33,6 +33,8 @@ pub(crate) struct StagedFile {
     pub(crate) stamp: Stamp,
     /// Written by us: to be synced before the commit.
     pub(crate) dirty: bool,
+    /// With what an import needs in order not to read it again. Staged without, a file is forgotten in this respect.
+    pub(crate) memory: Option<Memory>,
 }
 
 /// What changes about the locations of one block. Additions win over removals: whoever staged a location anew knows

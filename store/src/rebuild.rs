@@ -175,7 +175,7 @@ pub(crate) fn references(
         // A file of one chunk is its own tree.
         if let (Some(base), Ok(len)) = (record.base.or_else(|| base_at(&record.path)), u32::try_from(record.bytes)) {
             let (id, stamp) = (ids.id(base, ""), Stamp { size: record.bytes, mtime_ns: NOT_LOOKED_AT });
-            set.put_file(id, StagedFile { base, rel: "".into(), stamp, dirty: false });
+            set.put_file(id, StagedFile { base, rel: "".into(), stamp, dirty: false, memory: None });
             set.add(record.root.key(), Loc { place: Place::File(id), offset: 0, len });
         }
         return Ok(set);
@@ -197,7 +197,7 @@ pub(crate) fn references(
             let rel = plan.rel(&manifest, entry);
             let id = ids.id(base, rel);
             let stamp = Stamp { size: *size, mtime_ns: NOT_LOOKED_AT };
-            set.put_file(id, StagedFile { base, rel: rel.into(), stamp, dirty: false });
+            set.put_file(id, StagedFile { base, rel: rel.into(), stamp, dirty: false, memory: None });
             for piece in manifest.pieces(entry) {
                 let Source::Leaf(leaf) = piece.source else { continue };
                 let Some(leaf) = manifest.leaves().get(leaf as usize) else { continue };

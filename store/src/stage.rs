@@ -10,7 +10,7 @@ use crate::{
     inner::Inner,
     locks::{lock, read, write},
     overlay::{Key, StagedFile},
-    value::{Loc, Place},
+    value::{Loc, Memory, Place},
 };
 
 impl Inner {
@@ -43,6 +43,7 @@ impl Inner {
         stamp: Stamp,
         refs: &[(Cid, u64, u32)],
         dirty: bool,
+        memory: Option<Memory>,
     ) -> Result<(), StoreError> {
         self.writable()?;
         lock(&self.held).found_base(base);
@@ -57,7 +58,9 @@ impl Inner {
             let (id, _) = self.file_id(base, rel)?;
             {
                 let mut overlay = write(&self.overlay);
-                overlay.current.put_file(id, StagedFile { base, rel: rel.into(), stamp, dirty });
+                // Only with the last references: before them, what it speaks of is not all there.
+                let memory = memory.filter(|_| later.is_empty());
+                overlay.current.put_file(id, StagedFile { base, rel: rel.into(), stamp, dirty, memory });
                 for (cid, offset, len) in now {
                     overlay.current.add(cid.key(), Loc { place: Place::File(id), offset: *offset, len: *len });
                 }

@@ -23,7 +23,7 @@ use crate::{
 /// when the last handle is dropped was never promised: it may be gone.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 impl std::fmt::Debug for Store {
@@ -134,7 +134,7 @@ impl Store {
         refs: &[(Cid, u64, u32)],
         dirty: bool,
     ) -> Result<(), StoreError> {
-        self.inner.stage_file(base, rel, stamp, refs, dirty)
+        self.inner.stage_file(base, rel, stamp, refs, dirty, None)
     }
 
     /// What a file looked like when it was last staged; `None` if no reference points into it.

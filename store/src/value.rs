@@ -2,6 +2,9 @@
 //!
 //! Integers are LEB128. Decoders are total: anything that is not exactly what an encoder writes is `None`.
 //! A location is a tag (0 pack, 1 file), then pack number or the six bytes of a file id, then offset, then length.
+//! What is remembered of a file comes behind its name and a NUL, which no name has; most rows have none.
+
+use shoal_content::Cid;
 
 use crate::{BaseId, MAX_BLOCK_BYTES, Stamp};
 
@@ -80,6 +83,19 @@ pub(crate) struct FileRow<'a> {
     pub(crate) dir: FileId,
     pub(crate) stamp: Stamp,
     pub(crate) name: &'a str,
+    pub(crate) memory: Option<Memory>,
+}
+
+/// What an import remembers of a file that it read whole, so that the next one need not read it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    /// Eight bytes of a keyed hash of all that shows whether the file was written to since, and of the profile. Compared
+    /// and nothing else, so these eight do for what would be forty.
+    pub(crate) print: u64,
+    /// The root of the file's own tree: a leaf or a node.
+    pub(crate) cid: Cid,
+    /// Bytes of all blocks below it and its own.
+    pub(crate) dag_size: u64,
 }
 
 pub(crate) fn put_file(row: &FileRow<'_>, out: &mut Vec<u8>) {
@@ -87,13 +103,30 @@ pub(crate) fn put_file(row: &FileRow<'_>, out: &mut Vec<u8>) {
     put_varint(row.stamp.size, out);
     put_varint(zigzag(row.stamp.mtime_ns), out);
     out.extend_from_slice(row.name.as_bytes());
+    if let Some(memory) = &row.memory {
+        out.push(0);
+        out.extend_from_slice(&memory.print.to_le_bytes());
+        out.extend_from_slice(&memory.cid.key());
+        put_varint(memory.dag_size, out);
+    }
 }
 
 pub(crate) fn get_file(mut bytes: &[u8]) -> Option<FileRow<'_>> {
     let dir = FileId(take(&mut bytes, 6)?.try_into().ok()?);
     let size = get_varint(&mut bytes)?;
     let mtime_ns = unzigzag(get_varint(&mut bytes)?);
-    Some(FileRow { dir, stamp: Stamp { size, mtime_ns }, name: std::str::from_utf8(bytes).ok()? })
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    let name = std::str::from_utf8(take(&mut bytes, end)?).ok()?;
+    let memory = if bytes.is_empty() { None } else { Some(get_memory(bytes)?) };
+    Some(FileRow { dir, stamp: Stamp { size, mtime_ns }, name, memory })
+}
+
+fn get_memory(mut bytes: &[u8]) -> Option<Memory> {
+    let _nul = take(&mut bytes, 1)?;
+    let print = u64::from_le_bytes(take(&mut bytes, 8)?.try_into().ok()?);
+    let cid = Cid::from_key(take(&mut bytes, Cid::KEY_LEN)?)?;
+    let dag_size = get_varint(&mut bytes)?;
+    bytes.is_empty().then_some(Memory { print, cid, dag_size })
 }
 
 /// A row of the directories table: a directory below a base, parts joined by `/`, empty for the base itself.
@@ -149,6 +182,7 @@ fn unzigzag(n: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use shoal_content::{Codec, HashKind};
 
     use super::*;
 
@@ -171,9 +205,19 @@ mod tests {
         }
 
         #[test]
-        fn files_survive_encoding(dir: [u8; 6], size: u64, mtime_ns: i64, name in ".{0,60}", base: u32) {
+        fn files_survive_encoding(
+            dir: [u8; 6],
+            size: u64,
+            mtime_ns: i64,
+            name in "[^\\x00]{0,60}",
+            base: u32,
+            memory in prop::option::of((any::<u64>(), any::<[u8; 8]>(), any::<u64>())),
+        ) {
             let mut bytes = Vec::new();
-            let row = FileRow { dir: FileId(dir), stamp: Stamp { size, mtime_ns }, name: &name };
+            let memory = memory.map(|(print, content, dag_size)| {
+                Memory { print, cid: Cid::of(Codec::DagPb, HashKind::Blake3, &content), dag_size }
+            });
+            let row = FileRow { dir: FileId(dir), stamp: Stamp { size, mtime_ns }, name: &name, memory };
             put_file(&row, &mut bytes);
             prop_assert_eq!(get_file(&bytes), Some(row));
             bytes.clear();
@@ -203,6 +247,20 @@ mod tests {
         let mut bytes = Vec::new();
         put_loc(&Loc { place: Place::Pack(3), offset: 900 << 20, len: 256 << 10 }, &mut bytes);
         assert_eq!(bytes.len(), 1 + 1 + 5 + 3);
+    }
+
+    #[test]
+    fn a_memory_costs_few_bytes_and_a_row_without_one_nothing() {
+        let cid = Cid::of(Codec::Raw, HashKind::Blake3, b"x");
+        let memory = Memory { print: 1, cid, dag_size: 5000 };
+        let [without, with] = [None, Some(memory)].map(|memory| {
+            let stamp = Stamp { size: 5000, mtime_ns: 1_700_000_000_000_000_000 };
+            let mut bytes = Vec::new();
+            put_file(&FileRow { dir: FileId([1; 6]), stamp, name: "name", memory }, &mut bytes);
+            assert!((0..bytes.len()).all(|cut| get_file(&bytes[..cut]).is_none_or(|row| row.memory.is_none())));
+            bytes.len()
+        });
+        assert_eq!((without, with), (6 + 2 + 9 + 4, 6 + 2 + 9 + 4 + 1 + 8 + 33 + 2));
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //! [`import`] is the one entry. Nothing is copied: leaves stay in the user's files and only nodes go into packs. The
 //! root's record is put last, so an import that fails or is cancelled leaves no root behind, only references that a
 //! later import of the same path takes up again. Files are read with large positioned reads into buffers that are
-//! reused; memory is bounded by threads, not by file sizes.
+//! reused; memory is bounded by threads, not by file sizes. A file that was read before and cannot have been written to
+//! since is not read again (see `memory`).
 //!
-//! Never here: writing to what is shared, following symlinks inside a tree, trusting a stamp instead of a hash.
+//! Never here: writing to what is shared, following symlinks inside a tree, trusting a modification time.
 
 mod error;
 mod layout;
+mod memory;
 mod scan;
 mod segments;
 mod source;
@@ -17,11 +19,12 @@ mod tree;
 use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::SystemTime,
 };
 
 use shoal_content::{Cid, MAX_PATH_BYTES, MAX_PATH_PARTS, Profile, WalkLimits};
 
-use crate::{BaseId, Hold, RootKind, RootRecord, Store};
+use crate::{BaseId, Hold, RootKind, RootRecord, Store, known::Known, locks::read};
 
 pub use error::ImportError;
 pub(crate) use error::shown;
@@ -44,6 +47,11 @@ pub struct ImportOptions {
     pub created_unix: u64,
     /// When the root is to be forgotten, in seconds since the Unix epoch.
     pub expires_unix: Option<u64>,
+    /// The system's clock at the beginning of the import: what files were changed shortly before is read again next time. The
+    /// store reads no clock; with `None` everything is read, and nothing remembered.
+    pub now: Option<SystemTime>,
+    /// Read every file, those as well that look as if nobody had written to them since they were last read.
+    pub read_all: bool,
 }
 
 /// How far an import is. Counts are totals so far, never differences; events come from any thread, out of order by a
@@ -101,6 +109,10 @@ pub struct Imported {
     pub chunks: u64,
     /// Nodes, duplicates counted.
     pub nodes: u64,
+    /// Files that were not read again, since nobody has written to them since an earlier import of the same path.
+    pub unread_files: u64,
+    /// Their bytes.
+    pub unread_bytes: u64,
 }
 
 /// Shares `path` in place: a file or a tree. Returns when the root and everything below it are durable.
@@ -125,6 +137,8 @@ pub fn import(
     let name = name_of(path, &real)?;
     let kind = real.symlink_metadata().map_err(|source| ImportError::open(path, source))?;
     let hold = store.hold();
+    // Of a path that is new here nothing can be remembered, so that no file of it is looked up.
+    let is_new = !read(&store.inner.bases).by_path.contains_key(&*real);
     let run = Run {
         store,
         hold: &hold,
@@ -132,6 +146,8 @@ pub fn import(
         base: hold.add_base(&real)?,
         base_path: &real,
         threads: threads(options.threads),
+        now: options.now,
+        read_all: options.read_all || is_new,
         progress,
         cancel,
         failed: AtomicBool::new(false),
@@ -139,6 +155,8 @@ pub fn import(
         files: AtomicU64::new(0),
         chunks: AtomicU64::new(0),
         nodes: AtomicU64::new(0),
+        unread_files: AtomicU64::new(0),
+        unread_bytes: AtomicU64::new(0),
     };
 
     let (root, counts) = if kind.is_dir() {
@@ -149,10 +167,18 @@ pub fn import(
     } else if !kind.is_file() {
         return Err(ImportError::Special { path: real.clone(), kind: source::special_kind(&kind) });
     } else {
-        let opened = source::Opened::open(&real)?;
-        run.report(ImportEvent::Scanned { files: 1, bytes: opened.stamp.size });
-        let counts = scan::Counts { files: 1, bytes: opened.stamp.size, ..scan::Counts::default() };
-        (tree::single(&run, opened)?, counts)
+        let one = |bytes| {
+            run.report(ImportEvent::Scanned { files: 1, bytes });
+            scan::Counts { files: 1, bytes, ..scan::Counts::default() }
+        };
+        match run.unread(&real, "")? {
+            Some(link) => (link, one(link.size)),
+            None => {
+                let opened = source::Opened::open(&real)?;
+                let counts = one(opened.stamp.size);
+                (tree::single(&run, &opened)?, counts)
+            }
+        }
     };
     run.check()?;
     run.report(ImportEvent::Reading { files: counts.files, bytes: counts.bytes });
@@ -168,6 +194,8 @@ pub fn import(
         skipped: counts.skipped,
         chunks: run.chunks.into_inner(),
         nodes: run.nodes.into_inner(),
+        unread_files: run.unread_files.into_inner(),
+        unread_bytes: run.unread_bytes.into_inner(),
         base: run.base,
         path: real,
     };
@@ -240,6 +268,8 @@ struct Run<'a> {
     base: BaseId,
     base_path: &'a Path,
     threads: usize,
+    now: Option<SystemTime>,
+    read_all: bool,
     progress: &'a (dyn Fn(ImportEvent) + Sync),
     cancel: &'a AtomicBool,
     /// Another thread failed; its error is the one that counts.
@@ -248,6 +278,8 @@ struct Run<'a> {
     files: AtomicU64,
     chunks: AtomicU64,
     nodes: AtomicU64,
+    unread_files: AtomicU64,
+    unread_bytes: AtomicU64,
 }
 
 impl Run<'_> {
@@ -271,6 +303,13 @@ impl Run<'_> {
             return Err(ImportError::Cancelled);
         }
         Ok(())
+    }
+
+    fn count_unread(&self, known: &Known) {
+        self.unread_files.fetch_add(1, Ordering::Relaxed);
+        self.unread_bytes.fetch_add(known.link.size, Ordering::Relaxed);
+        self.chunks.fetch_add(known.chunks, Ordering::Relaxed);
+        self.nodes.fetch_add(known.nodes, Ordering::Relaxed);
     }
 
     /// Puts the nodes that a builder pushed, and empties the list.

@@ -10,7 +10,7 @@ use std::{
 
 use shoal_content::{Cid, Codec, Profile};
 
-use super::ImportError;
+use super::{ImportError, memory::Look};
 use crate::Stamp;
 
 /// What is read at once: large enough that the call does not count, small enough to be hashed out of the cache.
@@ -22,6 +22,7 @@ pub(super) struct Opened {
     pub(super) path: PathBuf,
     pub(super) stamp: Stamp,
     pub(super) mode: Option<u32>,
+    look: Option<Look>,
 }
 
 impl Opened {
@@ -43,13 +44,19 @@ impl Opened {
         if !meta.is_file() {
             return Err(ImportError::Special { path: path.to_owned(), kind: special_kind(&meta) });
         }
-        Ok(Self { file, path: path.to_owned(), stamp: stamp_of(&meta), mode: mode_of(&meta) })
+        let (stamp, mode, look) = (stamp_of(&meta), mode_of(&meta), Look::of(&meta));
+        Ok(Self { file, path: path.to_owned(), stamp, mode, look })
     }
 
-    /// Fails if the file is not what it was when it was opened.
-    pub(super) fn unchanged(&self) -> Result<(), ImportError> {
+    /// Fails if the file is not what it was when it was opened. Gives what it looked like if nothing about it changed: not
+    /// even what changes with a permission or a link, and is no reason to fail.
+    pub(super) fn unchanged(&self) -> Result<Option<Look>, ImportError> {
         let meta = self.file.metadata().map_err(|source| ImportError::io("read", &self.path, source))?;
-        if stamp_of(&meta) == self.stamp { Ok(()) } else { Err(self.changed()) }
+        if stamp_of(&meta) == self.stamp {
+            Ok(self.look.filter(|look| Look::of(&meta) == Some(*look)))
+        } else {
+            Err(self.changed())
+        }
     }
 
     fn changed(&self) -> ImportError {

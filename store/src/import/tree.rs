@@ -1,5 +1,5 @@
 //! From a listed tree to its root: small files on all threads side by side, big ones one after the other on all
-//! threads together, then the directories, deepest first.
+//! threads together, then the directories, deepest first. What need not be read again is not opened.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,6 +12,7 @@ use super::{
     segments,
     source::{Opened, Window},
 };
+use crate::value::Memory;
 
 /// Files from this size on are cut on all threads together. Below it one thread is done in some 40 ms.
 const BIG_BYTES: u64 = 32 << 20;
@@ -23,14 +24,12 @@ const BATCH_FILES: usize = 32;
 const BATCH_REFS: usize = 1024;
 
 /// Imports one file that is a root of its own.
-pub(super) fn single(run: &Run<'_>, opened: Opened) -> Result<Link, ImportError> {
-    let link = if opened.stamp.size >= BIG_BYTES && run.threads > 1 {
-        big(run, &opened, "")?
+pub(super) fn single(run: &Run<'_>, opened: &Opened) -> Result<Link, ImportError> {
+    if opened.stamp.size >= BIG_BYTES && run.threads > 1 {
+        big(run, opened, "")
     } else {
-        small(run, &opened, "", &mut Scratch::new(run))?
-    };
-    opened.unchanged()?;
-    Ok(link)
+        small(run, opened, "", &mut Scratch::new(run))
+    }
 }
 
 /// Imports a listed tree.
@@ -39,9 +38,12 @@ pub(super) fn build(run: &Run<'_>, tree: Tree) -> Result<Link, ImportError> {
     let mut rel = String::new();
     for (index, &file) in tree.files.iter().enumerate().filter(|(_, file)| file.size >= BIG_BYTES) {
         tree.rel(file, &mut rel);
-        let opened = Opened::open(&run.base_path.join(&rel))?;
-        links[index] = Some(big(run, &opened, &rel)?);
-        opened.unchanged()?;
+        let path = run.base_path.join(&rel);
+        let link = match run.unread(&path, &rel)? {
+            Some(link) => link,
+            None => big(run, &Opened::open(&path)?, &rel)?,
+        };
+        links[index] = Some(link);
         run.advance(0, 1)?;
     }
     directories(run, tree, &links)
@@ -64,9 +66,11 @@ fn small_files(run: &Run<'_>, tree: &Tree) -> Result<Vec<Option<Link>>, ImportEr
             let mut files = 0;
             for (index, &file) in batch.iter().enumerate().filter(|(_, file)| file.size < BIG_BYTES) {
                 tree.rel(file, &mut rel);
-                let opened = Opened::open(&run.base_path.join(&rel))?;
-                let link = small(run, &opened, &rel, &mut scratch)?;
-                opened.unchanged()?;
+                let path = run.base_path.join(&rel);
+                let link = match run.unread(&path, &rel)? {
+                    Some(link) => link,
+                    None => small(run, &Opened::open(&path)?, &rel, &mut scratch)?,
+                };
                 made.push((from + index, link));
                 files += 1;
             }
@@ -160,22 +164,27 @@ impl<'a> Staging<'a> {
         }
         self.refs.push((cid, self.at, len));
         self.at += u64::from(len);
-        if self.refs.len() >= BATCH_REFS { self.stage() } else { Ok(()) }
+        if self.refs.len() >= BATCH_REFS { self.stage(None) } else { Ok(()) }
     }
 
-    fn stage(&mut self) -> Result<(), ImportError> {
-        if !self.refs.is_empty() {
-            self.run.chunks.fetch_add(self.refs.len() as u64, Ordering::Relaxed);
-            self.run.store.stage_file(self.run.base, self.rel, self.opened.stamp, self.refs, false)?;
+    fn stage(&mut self, memory: Option<Memory>) -> Result<(), ImportError> {
+        if !self.refs.is_empty() || memory.is_some() {
+            let Run { store, base, chunks, .. } = self.run;
+            chunks.fetch_add(self.refs.len() as u64, Ordering::Relaxed);
+            store.inner.stage_file(*base, self.rel, self.opened.stamp, self.refs, false, memory)?;
             self.refs.clear();
         }
         Ok(())
     }
 
+    /// Ends the file, if it is what it was when it was opened. All of it has been read by now.
     fn finish(mut self) -> Result<Link, ImportError> {
-        self.stage()?;
-        let link = self.builder.finish(self.blocks);
+        // An empty one stays behind: what is staged last still needs the rest.
+        let builder = std::mem::replace(&mut self.builder, FileBuilder::new(self.run.profile, None));
+        let link = builder.finish(self.blocks);
         self.run.put_nodes(self.blocks)?;
+        let look = self.opened.unchanged()?;
+        self.stage(look.and_then(|look| self.run.memory(&self.opened.file, &look, &link)))?;
         Ok(link)
     }
 }
