@@ -1,12 +1,12 @@
 //! Reading many blocks: those that lie one behind the other in one file come with one read. Each is hashed like any other.
 
 use bytes::Bytes;
-use shoal_content::Cid;
+use shoal_content::Leaf;
 
 use crate::{ReadError, inner::Inner, value::Loc};
 
 /// Longest run, in bytes: beyond it a read costs nothing against what it brings.
-const MAX_RUN_BYTES: u32 = 1 << 20;
+const MAX_RUN_BYTES: u64 = 1 << 20;
 
 /// Blocks that were asked for one after another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,35 +19,28 @@ pub struct Run {
 
 impl Inner {
     /// See [`crate::Store::read_runs`].
-    pub(crate) fn read_runs(&self, cids: &[Cid]) -> Result<Vec<Run>, ReadError> {
+    pub(crate) fn read_runs(&self, leaves: &[Leaf]) -> Result<Vec<Run>, ReadError> {
         let mut runs = Vec::new();
-        let mut rest = cids;
+        let mut rest = leaves;
         // Where the first of the rest is, if that was looked up already.
         let mut known = None;
         while let Some(first) = rest.first() {
             let head = match known.take() {
                 Some(loc) => Some(loc),
-                None => self.locate(first)?.first().copied(),
+                None => self.locate(&first.cid)?.first().copied(),
             };
-            let mut run = head;
-            let mut lens: Vec<u32> = head.iter().map(|loc| loc.len).collect();
-            while let (Some(loc), Some(cid)) = (&mut run, rest.get(lens.len())) {
-                let locs = self.locate(cid)?;
-                let Some(next) = locs.iter().find(|next| follows(loc, next)) else {
-                    known = locs.first().copied();
-                    break;
-                };
-                loc.len += next.len;
-                lens.push(next.len);
+            let mut blocks = 1;
+            if let Some(head) = head.filter(|head| head.len == first.len) {
+                (blocks, known) = self.side_by_side(rest, &head)?;
             }
-            let blocks = lens.len().max(1);
-            match run.and_then(|run| self.read_run(&rest[..blocks], &lens, &run)) {
+            let (run, later) = rest.split_at(blocks);
+            match head.filter(|head| head.len == first.len).and_then(|head| self.read_run(run, &head)) {
                 Some(bytes) => runs.push(Run { blocks, bytes: Some(bytes) }),
                 // One of them is not what it was, or not there: one by one, so that it is found out which.
                 None => {
-                    for cid in &rest[..blocks] {
-                        let bytes = match self.read(cid) {
-                            Ok(bytes) => Some(bytes),
+                    for leaf in run {
+                        let bytes = match self.read(&leaf.cid) {
+                            Ok(bytes) => Some(bytes).filter(|bytes| bytes.len() == leaf.len as usize),
                             Err(ReadError::Missing(_) | ReadError::Damaged { .. }) => None,
                             Err(error) => return Err(error),
                         };
@@ -55,25 +48,59 @@ impl Inner {
                     }
                 }
             }
-            rest = &rest[blocks..];
+            rest = later;
         }
         Ok(runs)
     }
 
-    fn read_run(&self, cids: &[Cid], lens: &[u32], run: &Loc) -> Option<Bytes> {
-        let mut buffer = self.pool.take(run.len as usize);
+    /// How many of the leaves lie one behind the other, the first of them at `head`; and where the second one is, if that is
+    /// elsewhere. Few are looked up: where the last of many is in its place, those between are taken to be in theirs.
+    fn side_by_side(&self, leaves: &[Leaf], head: &Loc) -> Result<(usize, Option<Loc>), ReadError> {
+        let mut end = head.offset;
+        let mut starts = Vec::new();
+        for leaf in leaves {
+            if end - head.offset + u64::from(leaf.len) > MAX_RUN_BYTES {
+                break;
+            }
+            starts.push(end);
+            end += u64::from(leaf.len);
+        }
+        let lies = |at: usize, locs: &[Loc]| {
+            locs.contains(&Loc { place: head.place, offset: starts[at], len: leaves[at].len })
+        };
+        if starts.len() < 2 {
+            return Ok((1, None));
+        }
+        let second = self.locate(&leaves[1].cid)?;
+        if !lies(1, &second) {
+            return Ok((1, second.first().copied()));
+        }
+        // The last one that is in its place is between these two.
+        let (mut sure, mut most) = (1, starts.len() - 1);
+        let mut at = most;
+        while sure < most {
+            if lies(at, &self.locate(&leaves[at].cid)?) {
+                sure = at
+            } else {
+                most = at - 1
+            }
+            at = sure + (most - sure).div_ceil(2);
+        }
+        Ok((sure + 1, None))
+    }
+
+    fn read_run(&self, leaves: &[Leaf], head: &Loc) -> Option<Bytes> {
+        let len = leaves.iter().map(|leaf| leaf.len).sum();
+        let run = Loc { len, ..*head };
+        let mut buffer = self.pool.take(len as usize);
         let good = |mut bytes: &[u8]| {
-            cids.iter().zip(lens).all(|(cid, len)| {
-                let (block, rest) = bytes.split_at(*len as usize);
+            leaves.iter().all(|leaf| {
+                let (block, rest) = bytes.split_at(leaf.len as usize);
                 bytes = rest;
-                cid.verify(block)
+                leaf.cid.verify(block)
             })
         };
-        self.fill(cids.first()?, run, buffer.as_mut(), good).ok()?;
+        self.fill(&leaves.first()?.cid, &run, buffer.as_mut(), good).ok()?;
         Some(Bytes::from_owner(buffer))
     }
-}
-
-fn follows(run: &Loc, next: &Loc) -> bool {
-    next.place == run.place && next.offset == run.offset + u64::from(run.len) && run.len + next.len <= MAX_RUN_BYTES
 }

@@ -76,13 +76,13 @@ impl Store {
         self.inner.read(cid)
     }
 
-    /// [`read`](Self::read) for many blocks, in the given order: those that lie one behind the other in one file come
-    /// together, from one read.
+    /// [`read`](Self::read) for many leaves, in the given order: those that lie one behind the other in one file come
+    /// together, from one read. A leaf that is not as long as it says is missing.
     ///
     /// # Errors
     /// [`ReadError::Io`] and [`ReadError::Store`]; a block that is missing or damaged is a run without bytes.
-    pub fn read_runs(&self, cids: &[Cid]) -> Result<Vec<crate::Run>, ReadError> {
-        self.inner.read_runs(cids)
+    pub fn read_runs(&self, leaves: &[shoal_content::Leaf]) -> Result<Vec<crate::Run>, ReadError> {
+        self.inner.read_runs(leaves)
     }
 
     /// [`read`](Self::read) into a buffer that is reused: afterwards `buf` holds exactly the block. On an error its

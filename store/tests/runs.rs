@@ -9,7 +9,7 @@ mod tar;
 use std::{fs, os::unix::fs::FileExt as _, sync::Arc};
 
 use import_support::{Bench, move_nodes, noise, share};
-use shoal_content::{Cid, Manifest};
+use shoal_content::{Cid, Leaf, Manifest};
 use shoal_store::{Checkout, CheckoutError, CheckoutOptions, Run, Store};
 use tar::Tar;
 
@@ -50,7 +50,7 @@ fn apart(manifest: &Manifest, runs: &[Run]) -> Vec<Option<Vec<u8>>> {
 fn runs_hold_what_single_reads_give() {
     let bench = Bench::new();
     let (store, manifest) = archive(&bench);
-    let runs = store.read_runs(&cids(&manifest)).unwrap();
+    let runs = store.read_runs(manifest.leaves()).unwrap();
     assert!(runs.len() < manifest.leaves().len() / 10, "{} runs", runs.len());
     let expected: Vec<_> = cids(&manifest).iter().map(|cid| Some(store.read(cid).unwrap().to_vec())).collect();
     assert!(apart(&manifest, &runs) == expected);
@@ -67,8 +67,9 @@ fn what_is_damaged_or_missing_takes_nothing_with_it() {
         let place = manifest.places(leaf)[0];
         file.write_all_at(b"not what it was", place.offset + 7).unwrap();
     }
-    let mut asked = cids(&manifest);
-    asked.insert(0, Cid::of(shoal_content::Codec::Raw, shoal_content::HashKind::Blake3, b"never here"));
+    let mut asked = manifest.leaves().to_vec();
+    let never = Cid::of(shoal_content::Codec::Raw, shoal_content::HashKind::Blake3, b"never here");
+    asked.insert(0, Leaf { cid: never, len: 10 });
     let runs = store.read_runs(&asked).unwrap();
     assert_eq!(runs[0], Run { blocks: 1, bytes: None });
     let blocks = apart(&manifest, &runs[1..]);
@@ -77,6 +78,26 @@ fn what_is_damaged_or_missing_takes_nothing_with_it() {
         assert!(block.as_ref().is_none_or(|block| manifest.leaves()[leaf as usize].cid.verify(block)));
     }
     assert_eq!(store.take_damage().iter().map(|damage| damage.blocks).sum::<u64>(), 3);
+}
+
+/// A root may lie about lengths: what it names is served as it says or not at all.
+#[test]
+fn a_leaf_that_is_not_as_long_as_it_says_is_missing() {
+    let bench = Bench::new();
+    let (store, manifest) = archive(&bench);
+    for (at, more) in [(0, 1), (7, -1), (8, 1 << 19), (299, -500)] {
+        let mut asked = manifest.leaves()[..300].to_vec();
+        asked[at].len = asked[at].len.saturating_add_signed(more);
+        let runs = store.read_runs(&asked).unwrap();
+        let mut leaves = asked.iter();
+        for run in runs {
+            let here: Vec<&Leaf> = leaves.by_ref().take(run.blocks).collect();
+            let lies = here.contains(&&asked[at]);
+            assert_eq!(run.bytes.is_none(), lies, "{here:?}");
+            let len: usize = here.iter().map(|leaf| leaf.len as usize).sum();
+            assert!(run.bytes.is_none_or(|bytes| bytes.len() == len));
+        }
+    }
 }
 
 #[test]

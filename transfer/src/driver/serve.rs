@@ -11,7 +11,7 @@ use crate::{
     wire::{self, LeafSet, MAX_FRAME_BYTES, PACK_HEAD_BYTES, PackHead, PackKind, Packing, Request, code, feature},
 };
 use bytes::Bytes;
-use shoal_content::{Cid, Manifest};
+use shoal_content::{Cid, Leaf, Manifest};
 use shoal_net::{
     Connection,
     quinn::{RecvStream, SendStream},
@@ -223,7 +223,7 @@ impl Server {
             {
                 let leaf = manifest.leaves()[leaf as usize];
                 bytes += leaf.len as usize;
-                group.push(leaf.cid);
+                group.push(leaf);
             }
             let reading = if group.is_empty() {
                 None
@@ -320,7 +320,7 @@ pub(super) enum Attempt {
 }
 
 /// Reads and verifies leaves, and packs those that are there.
-fn read_group(store: &Store, group: &[Cid], level: Option<i32>) -> Result<Vec<Packed>, Refusal> {
+fn read_group(store: &Store, group: &[Leaf], level: Option<i32>) -> Result<Vec<Packed>, Refusal> {
     let runs = store.read_runs(group).map_err(|error| {
         tracing::warn!(%error, "cannot read a block that is to be served");
         Refusal(code::FAILED)
