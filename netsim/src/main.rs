@@ -7,7 +7,7 @@ use shoal_netsim::{
     scenario::{Serving, suite},
     simulate,
 };
-use shoal_transfer::swarm::SwarmConfig;
+use shoal_transfer::{choke::Policy, swarm::SwarmConfig};
 use std::time::{Duration, Instant};
 
 /// Simulates swarms that run the product's scheduler.
@@ -95,6 +95,9 @@ struct Run {
     /// Peers that a peer serves at the same time.
     #[arg(long)]
     slots: Option<usize>,
+    /// Who takes and never serves comes last.
+    #[arg(long)]
+    reciprocal: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -168,6 +171,7 @@ impl Run {
                     answers_at_once: self.at_once.unwrap_or(usize::MAX),
                     upload_slots: self.slots.unwrap_or(usize::MAX),
                     answers_per_connection: self.per_connection,
+                    policy: if self.reciprocal { Policy::Reciprocal } else { Policy::Cooperative },
                 },
             };
             let begun = Instant::now();

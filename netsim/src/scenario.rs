@@ -1,7 +1,7 @@
 //! What is simulated: content, peers, links, who comes and goes; and the bounds that a run is held against. No simulation.
 
 use crate::rng::Rng;
-use shoal_transfer::swarm::SwarmConfig;
+use shoal_transfer::{choke::Policy, swarm::SwarmConfig};
 
 /// What a peer is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,11 +40,18 @@ pub struct Serving {
     pub answers_at_once: usize,
     /// Interested peers that are served at the same time; the others are choked.
     pub upload_slots: usize,
+    /// For whom it works.
+    pub policy: Policy,
 }
 
 impl Default for Serving {
     fn default() -> Self {
-        Serving { answers_per_connection: 2, answers_at_once: usize::MAX, upload_slots: usize::MAX }
+        Serving {
+            answers_per_connection: 2,
+            answers_at_once: usize::MAX,
+            upload_slots: usize::MAX,
+            policy: Policy::Cooperative,
+        }
     }
 }
 
@@ -214,6 +221,9 @@ pub fn suite() -> Vec<(&'static str, Options)> {
         suite.push(("20 % churn", Options { churn: 0.2, ..base.clone() }));
         suite.push(("30 % late", Options { late: 0.3, ..base.clone() }));
         suite.push(("30 % free riders, cooperative", Options { free_riders: 0.3, ..base.clone() }));
+        let serving = Serving { policy: Policy::Reciprocal, ..Serving::default() };
+        suite.push(("reciprocal", Options { serving, ..base.clone() }));
+        suite.push(("30 % free riders, reciprocal", Options { free_riders: 0.3, serving, ..base.clone() }));
         suite.push(("2 corrupters", Options { corrupters: 2, ..base.clone() }));
         suite.push(("seed leaves after one copy", Options { seed_leaves: true, ..base.clone() }));
     }

@@ -2,7 +2,11 @@
 //!
 //! As in the driver: a peer joins, learns the tree and the others from the seed, announces a leaf once it is whole,
 //! asks in batches that are answered in order, at most so many of one connection at a time; connections share an uplink
-//! evenly; a cancelled request stops when the word reaches the server. Never here: a decision of the scheduler.
+//! evenly; a cancelled request stops when the word reaches the server. `serving` is the serving side, `results` what it came
+//! to. Never here: a decision of the scheduler.
+
+mod results;
+mod serving;
 
 use crate::{
     fluid::{FlowId, Fluid, LinkId},
@@ -12,7 +16,7 @@ use crate::{
 };
 use fixedbitset::FixedBitSet;
 use shoal_transfer::{
-    choke::{Choker, Verdict},
+    choke::{Account, Choker, Policy, Verdict},
     swarm::{Action, BatchId, PeerIx, Swarm, SwarmConfig},
 };
 use std::{
@@ -122,6 +126,8 @@ struct Node {
     choker: Choker<u32>,
     choke_timer: u64,
     choked: BTreeSet<u32>,
+    /// Bytes that each of the others sent to it.
+    given: BTreeMap<u32, f64>,
     sent: f64,
     received: f64,
 }
@@ -192,9 +198,10 @@ impl World {
                     conns: BTreeMap::new(),
                     queue: VecDeque::new(),
                     answering: 0,
-                    choker: Choker::new(options.serving.upload_slots),
+                    choker: Choker::new(options.serving.upload_slots, options.serving.policy),
                     choke_timer: u64::MAX,
                     choked: BTreeSet::new(),
+                    given: BTreeMap::new(),
                     sent: 0.0,
                     received: 0.0,
                 }
@@ -421,148 +428,6 @@ impl World {
         self.answer_next(server);
     }
 
-    // ---- serving ----
-
-    fn request(&mut self, server: u32, client: u32, batch: BatchId, leaves: Vec<u32>) {
-        let node = &mut self.nodes[server as usize];
-        if !node.neighbours.contains(&client) {
-            return;
-        }
-        if node.choked.contains(&client) || node.plan.kind == Kind::FreeRider {
-            return self.soon(Event::Refused { client, server, batch });
-        }
-        node.conns.entry(client).or_default().waiting.push_back((batch, leaves));
-        node.queue.push_back(client);
-        self.answer_next(server);
-    }
-
-    /// Begins to answer what has a turn.
-    fn answer_next(&mut self, server: u32) {
-        let mut at = 0;
-        // one more than that at a time, where those who are served do not fill the uplink
-        let mut more = self.fluid.has_room(self.nodes[server as usize].up);
-        loop {
-            let node = &mut self.nodes[server as usize];
-            if node.answering >= self.serving.answers_at_once && !std::mem::take(&mut more) {
-                return;
-            }
-            let Some(client) = node.queue.get(at).copied() else { return };
-            let Some(conn) = node.conns.get_mut(&client).filter(|c| !c.waiting.is_empty()) else {
-                node.queue.remove(at);
-                continue;
-            };
-            if conn.active.len() >= self.serving.answers_per_connection {
-                at += 1;
-                continue;
-            }
-            node.queue.remove(at);
-            let Some((batch, leaves)) = conn.waiting.pop_front() else { continue };
-            let left = f64::from(self.sizes[leaves[0] as usize]);
-            node.answering += 1;
-            self.progress(server, client);
-            if let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) {
-                conn.active.push(Answer { batch, leaves, at: 0, left, untold: 0.0 });
-            }
-            self.aim(server, client);
-        }
-    }
-
-    /// Books what a connection has moved.
-    fn progress(&mut self, server: u32, client: u32) {
-        let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) else { return };
-        let Some(flow) = conn.flow else { return };
-        let moved = self.fluid.take(self.now, flow);
-        let each = moved / conn.active.len().max(1) as f64;
-        for answer in &mut conn.active {
-            answer.left -= each;
-            answer.untold += each;
-        }
-        self.nodes[server as usize].sent += moved;
-        self.nodes[client as usize].received += moved;
-    }
-
-    /// Sets when a connection's flow is due next; ends the flow when there is nothing to send.
-    fn aim(&mut self, server: u32, client: u32) {
-        let (up, down) = (self.nodes[server as usize].up, self.nodes[client as usize].down);
-        let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) else { return };
-        let nearest = conn.active.iter().map(|a| a.left.max(0.0)).fold(f64::INFINITY, f64::min);
-        let goal = nearest * conn.active.len() as f64;
-        match conn.flow {
-            Some(flow) if conn.active.is_empty() => {
-                conn.flow = None;
-                self.fluid.stop(flow);
-            }
-            Some(flow) => self.fluid.set_goal(flow, goal),
-            None if conn.active.is_empty() => {}
-            None => {
-                let flow = self.fluid.start(self.now, up, down, goal);
-                conn.flow = Some(flow);
-                if self.flows.len() <= flow as usize {
-                    self.flows.resize(flow as usize + 1, (0, 0));
-                }
-                self.flows[flow as usize] = (server, client);
-            }
-        }
-        if let Some(conn) = self.nodes[server as usize].conns.get(&client)
-            && conn.active.is_empty()
-            && conn.waiting.is_empty()
-        {
-            self.nodes[server as usize].conns.remove(&client);
-        }
-    }
-
-    /// A leaf of a flow may be through.
-    fn due(&mut self, flow: FlowId) {
-        let (server, client) = self.flows[flow as usize];
-        self.progress(server, client);
-        let mut through = vec![];
-        let mut refused = vec![];
-        let choked = self.nodes[server as usize].choked.contains(&client);
-        let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) else { return };
-        for answer in &mut conn.active {
-            // half a byte of rounding
-            while answer.left <= 0.5 && answer.at < answer.leaves.len() {
-                through.push((answer.batch, answer.leaves[answer.at], answer.untold));
-                answer.untold = 0.0;
-                answer.at += 1;
-                if let Some(next) = answer.leaves.get(answer.at) {
-                    answer.left += f64::from(self.sizes[*next as usize]);
-                    if choked {
-                        refused.push(answer.batch);
-                        answer.at = answer.leaves.len();
-                    }
-                }
-            }
-        }
-        let before = conn.active.len();
-        conn.active.retain(|a| a.at < a.leaves.len());
-        let ended = before - conn.active.len();
-        self.nodes[server as usize].answering -= ended;
-        self.aim(server, client);
-        for (batch, leaf, bytes) in through {
-            let at = self.now + self.latency + VERIFY_NS;
-            self.at(at, Event::Leaf { client, server, batch, leaf, bytes });
-        }
-        for batch in refused {
-            self.at(self.now + self.latency + VERIFY_NS, Event::Refused { client, server, batch });
-        }
-        if ended > 0 {
-            self.answer_next(server);
-        }
-    }
-
-    fn cancelled(&mut self, server: u32, client: u32, batch: BatchId) {
-        self.progress(server, client);
-        let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) else { return };
-        conn.waiting.retain(|(b, _)| *b != batch);
-        let before = conn.active.len();
-        conn.active.retain(|a| a.batch != batch);
-        let ended = before - conn.active.len();
-        self.nodes[server as usize].answering -= ended;
-        self.aim(server, client);
-        self.answer_next(server);
-    }
-
     // ---- fetching ----
 
     fn leaf(&mut self, client: u32, server: u32, batch: BatchId, leaf: u32, bytes: f64) {
@@ -628,7 +493,7 @@ impl World {
                     }
                 }
                 Action::Interested { peer, yes } => {
-                    if self.serving.upload_slots < self.nodes.len() {
+                    if self.serving.upload_slots < self.nodes.len() || self.serving.policy == Policy::Reciprocal {
                         self.soon(Event::Interested { from: id, to: peer.0, yes });
                     }
                 }
@@ -704,74 +569,6 @@ impl World {
                 node.choke_timer = at;
                 self.at(at, Event::ChokeTimer(id));
             }
-        }
-    }
-
-    // ---- results ----
-
-    /// How things stand, for people who wonder why.
-    fn trace(&self, next: u64) {
-        let leechers = || self.nodes.iter().filter(|n| n.plan.kind == Kind::Leecher && n.present);
-        let part = |links: &mut dyn Iterator<Item = LinkId>| {
-            let (used, all) = links.map(|l| self.fluid.load(l)).fold((0.0, 0.0), |(u, a), (x, y)| (u + x, a + y));
-            100.0 * used / f64::max(all, 1.0)
-        };
-        let n = leechers().count().max(1);
-        eprintln!(
-            "{:6.2} s: seed {:3.0} % of its uplink, to {:3} at once, {:3} wait; {:.3} copies sent, {:3} leaves spread; leechers' uplinks {:3.0} %, {:4.1} asked each, have {:5.1} % (least {:5.1} %)",
-            seconds(next),
-            part(&mut std::iter::once(self.nodes[0].up)),
-            self.nodes[0].answering,
-            self.nodes[0].conns.values().map(|c| c.waiting.len()).sum::<usize>(),
-            self.nodes[0].sent / self.options.bytes as f64,
-            self.seen.count_ones(..),
-            part(&mut leechers().map(|n| n.up)),
-            leechers().map(|n| n.open.len()).sum::<usize>() as f64 / n as f64,
-            100.0 * leechers().map(|n| n.have.count_ones(..)).sum::<usize>() as f64 / (n * self.sizes.len()) as f64,
-            100.0 * leechers().map(|n| n.have.count_ones(..)).min().unwrap_or(0) as f64 / self.sizes.len() as f64,
-        );
-    }
-
-    fn outcome(mut self) -> Outcome {
-        let took = |n: &Node| Some(seconds(n.done_at?) - n.plan.joins);
-        let honest: Vec<f64> = self.nodes.iter().filter(|n| n.must_finish()).filter_map(took).collect();
-        let riders: Vec<f64> = self.nodes.iter().filter(|n| n.plan.kind == Kind::FreeRider).filter_map(took).collect();
-        let mean = |v: &[f64]| if v.is_empty() { 0.0 } else { v.iter().sum::<f64>() / v.len() as f64 };
-        let bytes = self.options.bytes as f64;
-        let (mut received, mut useful, mut sent, mut could) = (0.0, 0.0, 0.0, 0.0);
-        for node in &self.nodes {
-            if matches!(node.plan.kind, Kind::Leecher | Kind::FreeRider) {
-                received += node.received;
-                useful += node.have.ones().map(|l| f64::from(self.sizes[l])).sum::<f64>();
-            }
-            if matches!(node.plan.kind, Kind::Leecher | Kind::Seed) {
-                sent += node.sent;
-                let until = node.plan.leaves.map_or(self.now, |t| nanos(t).min(self.now));
-                could += node.plan.up * seconds(until.saturating_sub(nanos(node.plan.joins)));
-            }
-        }
-        for node in &self.nodes {
-            for value in [node.done_at.unwrap_or(0), node.sent.to_bits(), node.received.to_bits()] {
-                self.digest = Rng::new(self.digest ^ value).bits();
-            }
-        }
-        Outcome {
-            seed: self.options.seed,
-            peers: self.options.peers,
-            leaves: self.sizes.len(),
-            makespan: if self.waiting_for == 0 { honest.iter().copied().fold(0.0, f64::max) } else { f64::INFINITY },
-            mean: mean(&honest),
-            ideal: self.scenario.ideal,
-            bound: self.scenario.bound,
-            finished: honest.len(),
-            expected: self.nodes.iter().filter(|n| n.must_finish()).count(),
-            seed_copies: self.nodes[0].sent / bytes,
-            duplicates: (received - useful) / useful.max(1.0),
-            free_rider_mean: mean(&riders),
-            uplink_use: sent / could.max(1.0),
-            drops: self.drops,
-            events: self.handled,
-            digest: self.digest,
         }
     }
 }

@@ -2,7 +2,8 @@
 //! set. A scheduler that does better may lower them.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use shoal_netsim::{Options, Outcome, simulate};
+use shoal_netsim::{Options, Outcome, scenario::Serving, simulate};
+use shoal_transfer::choke::Policy;
 
 fn run(options: Options) -> Outcome {
     let outcome = simulate(&options);
@@ -70,6 +71,20 @@ fn late_joiners() {
 fn free_riders_hold_nobody_up_for_ever() {
     // seven uplinks and the seed's have to feed ten: 1.25 is the least there can be
     gate(Options { free_riders: 0.3, ..base(10) }, 1.50, 1.50, 0.02);
+}
+
+#[test]
+fn free_riders_come_last_where_uplinks_are_reciprocal() {
+    let serving = Serving { policy: Policy::Reciprocal, ..Serving::default() };
+    for peers in [10, 24] {
+        let alone = run(Options { serving, ..base(peers) });
+        let beside = run(Options { serving, free_riders: 0.3, ..base(peers) });
+        let slower = beside.makespan / alone.makespan;
+        assert!(slower <= 1.1, "honest peers take {slower:.2} times as long beside free riders");
+        // those that had not finished by then count as 0
+        let riders = beside.free_rider_mean;
+        assert!(riders == 0.0 || riders > beside.mean, "free riders took {riders} s");
+    }
 }
 
 #[test]

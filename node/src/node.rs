@@ -119,6 +119,7 @@ impl Node {
             agent: agent(),
             rates: settings.rates(),
             compression: settings.compression,
+            uplink: settings.uplink,
             ..TransferConfig::default()
         };
         let transfer = Transfer::start(endpoint.clone(), incoming, store.clone(), transfer_config);

@@ -1,6 +1,7 @@
 //! What the driver's user says and hears: requests, events, reports, errors, limits. No behaviour.
 
 use crate::{
+    choke::Policy,
     rate::Rates,
     swarm::{DropReason, SwarmConfig},
     wire::Packing,
@@ -90,6 +91,8 @@ pub struct TransferConfig {
     pub rates: Rates,
     /// Compression on the wire.
     pub compression: Compression,
+    /// For whom the uplink works.
+    pub uplink: Policy,
     /// The scheduler's settings.
     pub swarm: SwarmConfig,
     /// Limits.

@@ -1,12 +1,52 @@
-//! Whom to serve, when more peers want something than there are upload slots. Sans-IO.
+//! Whom to serve, when more peers want something than there are upload slots, or when some of them never serve. Sans-IO.
 //!
-//! The cooperative policy: the slots go to those who asked first, and every [`TURN`] the one served longest makes room
-//! for the one that waits longest. Rates and reciprocity are not known here.
+//! *Cooperative*: the slots go to those who asked first, and every [`TURN`] the one served longest makes room for the one
+//! that waits longest. *Reciprocal*: the same among those who do their part; whoever took much and passes nothing on is in
+//! debt and comes last, but for a pardon now and then (BitTorrent's optimistic unchoke, BEP 3), which lets newcomers show
+//! what they do. Who has everything cannot be paid back, so what a peer says it can serve counts for it too, as long as it
+//! does not turn requests down. Rates are not known here.
 
 use std::{collections::BTreeMap, time::Duration};
 
 /// How long a slot is held at least while others wait.
 pub const TURN: Duration = Duration::from_secs(10);
+/// One of those in debt is pardoned so often.
+pub const PARDON_EVERY: Duration = Duration::from_secs(30);
+/// Bytes that a peer may take before it has done anything, and with every pardon: about what it takes to show that it
+/// passes on what it gets. Small, because in a large swarm everybody grants it.
+pub const ADVANCE: u64 = 1 << 20;
+/// Bytes that one which does its part may be behind: what is on its way to it, and not announced yet, has to fit.
+pub const ALLOWANCE: u64 = 4 << 20;
+
+/// For whom an uplink works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// For peers of one operator: whoever asks is served.
+    #[default]
+    Cooperative,
+    /// For an open swarm: whoever takes and never serves comes last.
+    Reciprocal,
+}
+
+/// What one peer took and what it does for others, in bytes since it came. Whoever calls keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Account {
+    /// Sent to it.
+    pub taken: u64,
+    /// Received from it.
+    pub given: u64,
+    /// Of leaves that it announced: what it says it would serve.
+    pub announced: u64,
+    /// It turned requests of ours down, so that what it announced says nothing.
+    pub refuses: bool,
+}
+
+impl Account {
+    fn credit(&self) -> u64 {
+        let announced = if self.refuses { 0 } else { self.announced };
+        self.given.saturating_mul(2).saturating_add(announced)
+    }
+}
 
 /// A decision: `peer` is to be choked (or unchoked).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,30 +63,55 @@ struct Standing {
     since: Duration,
 }
 
+/// What is known of a peer's doings: bounded by the connections, since [`Choker::handle_gone`] forgets it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Record {
+    account: Account,
+    pardons: u64,
+}
+
 /// Deals out upload slots. Peers begin unchoked as far as the wire goes, so a verdict comes only where that changes.
 #[derive(Debug)]
 pub struct Choker<P> {
     slots: usize,
+    policy: Policy,
     peers: BTreeMap<P, Standing>,
+    records: BTreeMap<P, Record>,
+    last_pardon: Duration,
 }
 
 impl<P: Ord + Copy> Choker<P> {
     /// Serves at most `slots` (at least one) interested peers at a time.
-    pub fn new(slots: usize) -> Self {
-        Choker { slots: slots.max(1), peers: BTreeMap::new() }
+    pub fn new(slots: usize, policy: Policy) -> Self {
+        Choker {
+            slots: slots.max(1),
+            policy,
+            peers: BTreeMap::new(),
+            records: BTreeMap::new(),
+            last_pardon: Duration::ZERO,
+        }
+    }
+
+    /// For whom it works.
+    pub fn policy(&self) -> Policy {
+        self.policy
     }
 
     /// `peer` wants something, or no longer does.
     pub fn handle_interested(&mut self, now: Duration, peer: P, yes: bool) -> Vec<Verdict<P>> {
         match (yes, self.peers.contains_key(&peer)) {
             (true, false) => {
-                let served = self.served() < self.slots;
-                self.peers.insert(peer, Standing { served, since: now });
-                if served { vec![] } else { vec![Verdict { peer, choke: true }] }
+                self.peers.insert(peer, Standing { served: false, since: now });
+                let mut verdicts = self.settle(now);
+                // served at once, as the wire has it; or it is told
+                let served = self.peers.get(&peer).is_some_and(|s| s.served);
+                verdicts.retain(|v| v.peer != peer);
+                verdicts.extend((!served).then_some(Verdict { peer, choke: true }));
+                verdicts
             }
             (false, true) => {
                 let was_choked = self.peers.remove(&peer).is_some_and(|s| !s.served);
-                let mut verdicts = self.fill(now);
+                let mut verdicts = self.settle(now);
                 // the wire's default for a peer without a standing
                 verdicts.extend(was_choked.then_some(Verdict { peer, choke: false }));
                 verdicts
@@ -55,31 +120,52 @@ impl<P: Ord + Copy> Choker<P> {
         }
     }
 
+    /// What became of `peer`'s account. Without the reciprocal policy it does not matter.
+    pub fn handle_account(&mut self, now: Duration, peer: P, account: Account) -> Vec<Verdict<P>> {
+        if self.policy == Policy::Cooperative {
+            return vec![];
+        }
+        let was_in_debt = self.in_debt(&peer);
+        self.records.entry(peer).or_default().account = account;
+        if was_in_debt == self.in_debt(&peer) || !self.peers.contains_key(&peer) { vec![] } else { self.settle(now) }
+    }
+
     /// `peer` is gone.
     pub fn handle_gone(&mut self, now: Duration, peer: P) -> Vec<Verdict<P>> {
         self.peers.remove(&peer);
-        self.fill(now)
+        self.records.remove(&peer);
+        self.settle(now)
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is to be called: never while nobody waits.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let waits = self.peers.values().any(|s| !s.served);
+        let waits = |in_debt| self.peers.iter().any(|(p, s)| !s.served && self.in_debt(p) == in_debt);
         let oldest = self.peers.values().filter(|s| s.served).map(|s| s.since).min();
-        oldest.filter(|_| waits).map(|since| since + TURN)
+        let turn = oldest.filter(|_| waits(false)).map(|since| since + TURN);
+        let pardon = waits(true).then_some(self.last_pardon + PARDON_EVERY);
+        turn.into_iter().chain(pardon).min()
     }
 
-    /// Passes slots on whose turn is over.
+    /// Passes slots on whose turn is over, and pardons one of those in debt if it is time.
     pub fn handle_timeout(&mut self, now: Duration) -> Vec<Verdict<P>> {
-        let waiting = self.peers.values().filter(|s| !s.served).count();
+        if self.last_pardon + PARDON_EVERY <= now {
+            let waiting = self.peers.iter().filter(|(p, s)| !s.served && self.in_debt(p));
+            if let Some((peer, _)) = waiting.min_by_key(|(_, s)| s.since).map(|(p, s)| (*p, *s)) {
+                self.last_pardon = now;
+                let record = self.records.entry(peer).or_default();
+                // from here on, whatever it owes
+                record.pardons = record.account.taken.saturating_sub(record.account.credit());
+            }
+        }
+        let mut verdicts = self.settle(now);
         let mut over: Vec<(Duration, P)> =
             self.peers.iter().filter(|(_, s)| s.served && s.since + TURN <= now).map(|(p, s)| (s.since, *p)).collect();
         over.sort_unstable();
-        let mut verdicts = vec![];
         // the next ones are let in before the old ones queue up again
         let mut next: Vec<(Duration, P)> =
-            self.peers.iter().filter(|(_, s)| !s.served).map(|(p, s)| (s.since, *p)).collect();
+            self.peers.iter().filter(|(p, s)| !s.served && self.may_wait(p)).map(|(p, s)| (s.since, *p)).collect();
         next.sort_unstable();
-        for ((_, old), (_, new)) in over.into_iter().take(waiting).zip(next) {
+        for ((_, old), (_, new)) in over.into_iter().zip(next) {
             self.peers.insert(old, Standing { served: false, since: now });
             self.peers.insert(new, Standing { served: true, since: now });
             verdicts.push(Verdict { peer: old, choke: true });
@@ -88,16 +174,36 @@ impl<P: Ord + Copy> Choker<P> {
         verdicts
     }
 
+    /// Whether `peer` took more than it may, for what it does.
+    fn in_debt(&self, peer: &P) -> bool {
+        self.policy == Policy::Reciprocal
+            && self.records.get(peer).is_some_and(|r| {
+                let credit = r.account.credit();
+                let behind = if credit == 0 { ADVANCE } else { ALLOWANCE };
+                r.account.taken > behind.saturating_add(r.pardons).saturating_add(credit)
+            })
+    }
+
+    /// Whether `peer` is one of those who get the slots: not in debt, or all are.
+    fn may_wait(&self, peer: &P) -> bool {
+        !self.in_debt(peer) || self.peers.keys().all(|p| self.in_debt(p))
+    }
+
     fn served(&self) -> usize {
         self.peers.values().filter(|s| s.served).count()
     }
 
-    /// Gives free slots to those who wait longest.
-    fn fill(&mut self, now: Duration) -> Vec<Verdict<P>> {
+    /// Takes slots from those in debt while others want something, and gives free ones to those who wait longest.
+    fn settle(&mut self, now: Duration) -> Vec<Verdict<P>> {
         let mut verdicts = vec![];
+        let owing: Vec<P> = self.peers.iter().filter(|(p, s)| s.served && !self.may_wait(p)).map(|(p, _)| *p).collect();
+        for peer in owing {
+            self.peers.insert(peer, Standing { served: false, since: now });
+            verdicts.push(Verdict { peer, choke: true });
+        }
         while self.served() < self.slots {
-            let waiting = self.peers.iter().filter(|(_, s)| !s.served).min_by_key(|(_, s)| s.since).map(|(p, _)| *p);
-            let Some(peer) = waiting else { break };
+            let waiting = self.peers.iter().filter(|(p, s)| !s.served && self.may_wait(p));
+            let Some(peer) = waiting.min_by_key(|(_, s)| s.since).map(|(p, _)| *p) else { break };
             self.peers.insert(peer, Standing { served: true, since: now });
             verdicts.push(Verdict { peer, choke: false });
         }
@@ -113,7 +219,7 @@ mod tests {
 
     #[test]
     fn slots_pass_on_and_nobody_starves() {
-        let mut c = Choker::new(2);
+        let mut c = Choker::new(2, Policy::Cooperative);
         assert_eq!(c.handle_interested(S(0), 1, true), vec![]);
         assert_eq!(c.handle_interested(S(1), 2, true), vec![]);
         assert_eq!(c.poll_timeout(), None);
@@ -132,7 +238,7 @@ mod tests {
 
     #[test]
     fn every_waiter_is_served_in_turn() {
-        let mut c = Choker::new(1);
+        let mut c = Choker::new(1, Policy::Cooperative);
         for p in 0..5 {
             c.handle_interested(S(p), p, true);
         }
@@ -143,5 +249,59 @@ mod tests {
             seen.extend(c.handle_timeout(now).into_iter().filter(|v| !v.choke).map(|v| v.peer));
         }
         assert_eq!(seen.len(), 5);
+    }
+
+    fn took(taken: u64) -> Account {
+        Account { taken, ..Account::default() }
+    }
+
+    #[test]
+    fn who_takes_and_passes_nothing_on_comes_last() {
+        let mut c = Choker::new(8, Policy::Reciprocal);
+        for p in 1..=3 {
+            assert_eq!(c.handle_interested(S(0), p, true), vec![]);
+        }
+        assert_eq!(c.handle_account(S(1), 1, took(ADVANCE)), vec![]);
+        assert_eq!(c.handle_account(S(1), 1, took(ADVANCE + 1)), vec![Verdict { peer: 1, choke: true }]);
+        // one that gives, and one that says what it would serve, may take on
+        let gives = Account { given: 6 << 20, ..took(16 << 20) };
+        let passes_on = Account { announced: 99 << 20, ..took(100 << 20) };
+        assert_eq!(c.handle_account(S(1), 2, gives), vec![]);
+        assert_eq!(c.handle_account(S(1), 3, passes_on), vec![]);
+        let behind = Account { given: 1, ..took(ALLOWANCE + 2) };
+        assert_eq!(c.handle_account(S(1), 2, behind), vec![]);
+        let behind = Account { given: 1, ..took(ALLOWANCE + 3) };
+        assert_eq!(c.handle_account(S(1), 2, behind), vec![Verdict { peer: 2, choke: true }]);
+        assert_eq!(c.handle_account(S(1), 2, gives), vec![Verdict { peer: 2, choke: false }]);
+        // unless it does not do what it says
+        let lies = Account { refuses: true, ..passes_on };
+        assert_eq!(c.handle_account(S(2), 3, lies), vec![Verdict { peer: 3, choke: true }]);
+        // once nobody else wants anything, both are served
+        let both = vec![Verdict { peer: 1, choke: false }, Verdict { peer: 3, choke: false }];
+        assert_eq!(c.handle_interested(S(3), 2, false), both);
+        // and make room when somebody does
+        let both = vec![Verdict { peer: 1, choke: true }, Verdict { peer: 3, choke: true }];
+        assert_eq!(c.handle_interested(S(4), 2, true), both);
+    }
+
+    #[test]
+    fn one_in_debt_is_pardoned_now_and_then() {
+        let mut c = Choker::new(8, Policy::Reciprocal);
+        for p in 1..=3 {
+            c.handle_interested(S(0), p, true);
+        }
+        for p in 1..=2 {
+            assert_eq!(c.handle_account(S(p), p, took(2 * ADVANCE)), vec![Verdict { peer: p, choke: true }]);
+        }
+        assert_eq!(c.poll_timeout(), Some(PARDON_EVERY));
+        assert_eq!(c.handle_timeout(S(29)), vec![]);
+        assert_eq!(c.handle_timeout(S(30)), vec![Verdict { peer: 1, choke: false }]);
+        assert_eq!(c.handle_account(S(31), 1, took(3 * ADVANCE)), vec![]);
+        assert_eq!(c.handle_account(S(32), 1, took(3 * ADVANCE + 1)), vec![Verdict { peer: 1, choke: true }]);
+        assert_eq!(c.handle_timeout(S(60)), vec![Verdict { peer: 2, choke: false }]);
+        // doing its part is the way back
+        let gave = Account { given: 2 * ADVANCE, ..took(3 * ADVANCE + 1) };
+        assert_eq!(c.handle_account(S(61), 1, gave), vec![Verdict { peer: 1, choke: false }]);
+        assert_eq!(c.poll_timeout(), None);
     }
 }

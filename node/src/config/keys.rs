@@ -3,7 +3,7 @@
 use std::{num::NonZeroUsize, time::Duration};
 
 use shoal_net::{Congestion, Multiaddr};
-use shoal_transfer::{Compression, Rates};
+use shoal_transfer::{Compression, Rates, choke::Policy as UplinkPolicy};
 
 use super::value::Raw;
 use crate::RateLimit;
@@ -38,6 +38,8 @@ pub struct Settings {
     pub download_limit_per_peer: RateLimit,
     /// Compression on the wire.
     pub compression: Compression,
+    /// For whom the uplink works.
+    pub uplink: UplinkPolicy,
     /// Connections in all.
     pub connections: usize,
     /// Page cache of the index, in bytes.
@@ -83,6 +85,7 @@ impl Default for Settings {
             upload_limit_per_peer: RateLimit::default(),
             download_limit_per_peer: RateLimit::default(),
             compression: Compression::default(),
+            uplink: UplinkPolicy::default(),
             connections: 1024,
             index_cache_bytes: 16 << 20,
             encrypt: false,
@@ -129,6 +132,9 @@ const CONGESTION: [(&str, Congestion); 4] = [
     ("bbr", Congestion::Bbr),
     ("new-reno", Congestion::NewReno),
 ];
+
+const UPLINK: [(&str, UplinkPolicy); 2] =
+    [("cooperative", UplinkPolicy::Cooperative), ("reciprocal", UplinkPolicy::Reciprocal)];
 
 const COMPRESSION: [(&str, Compression); 3] =
     [("auto", Compression::Auto), ("always", Compression::Always), ("off", Compression::Off)];
@@ -244,6 +250,16 @@ pub const KEYS: &[Key] = &[
         show: |settings| {
             let word = COMPRESSION.iter().find(|(_, value)| *value == settings.compression);
             word.map_or("auto", |pair| pair.0).into()
+        },
+    },
+    Key {
+        name: "uplink",
+        unit: "\"cooperative\" or \"reciprocal\"",
+        help: "Whom to serve: whoever asks, or, in a swarm of strangers, those first who pass on what they get.",
+        set: |settings, raw| raw.word(&UPLINK).map(|uplink| settings.uplink = uplink),
+        show: |settings| {
+            let word = UPLINK.iter().find(|(_, value)| *value == settings.uplink);
+            word.map_or("cooperative", |pair| pair.0).into()
         },
     },
     Key {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     api::{Compression, Counters, FetchError, FetchRequest, PeerAddr, PeerReport, SeedError, TransferConfig},
-    choke::{Choker, Verdict},
+    choke::{Account, Choker, Policy, Verdict},
     rate::Rates,
     swarm::{Action, BatchId, PeerIx, Swarm},
     wire::{LeafSet, MAX_PEER_HINTS, Message, PeerHint},
@@ -65,6 +65,10 @@ struct Link {
     theirs: BTreeMap<u32, Cid>,
     agent: String,
     addrs: Vec<SocketAddr>,
+    /// Bytes of leaves that it announced, of roots that are known here.
+    announced: u64,
+    /// It turned a request down, or choked us, since it last gave something.
+    refuses: bool,
 }
 
 impl Link {
@@ -122,7 +126,7 @@ impl Hub {
             links: BTreeMap::new(),
             by_peer: BTreeMap::new(),
             roots: BTreeMap::new(),
-            choker: Choker::new(config.limits.upload_slots),
+            choker: Choker::new(config.limits.upload_slots, config.uplink),
             config,
             served,
             server,
@@ -142,7 +146,9 @@ impl Hub {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut inputs = Vec::with_capacity(INPUTS_AT_ONCE);
         loop {
-            let busy = self.roots.values().any(|r| r.fetch.is_some()) || self.choker.poll_timeout().is_some();
+            let busy = self.roots.values().any(|r| r.fetch.is_some())
+                || self.choker.poll_timeout().is_some()
+                || self.choker.policy() == Policy::Reciprocal && !self.links.is_empty();
             let stall = self.next_stall();
             tokio::select! {
                 // several at once: haves of one round travel in one message
@@ -381,7 +387,27 @@ impl Hub {
         }
     }
 
+    /// Brings the accounts of the links up to date, where they matter.
+    fn book(&mut self) {
+        if self.choker.policy() == Policy::Cooperative {
+            return;
+        }
+        let now = self.now();
+        let mut verdicts = vec![];
+        for (id, link) in &self.links {
+            let account = Account {
+                taken: link.shared.bytes_out.load(Ordering::Relaxed),
+                given: link.shared.bytes_in.load(Ordering::Relaxed),
+                announced: link.announced,
+                refuses: link.refuses,
+            };
+            verdicts.extend(self.choker.handle_account(now, *id, account));
+        }
+        self.choke(verdicts);
+    }
+
     fn tick(&mut self) {
+        self.book();
         let now = self.now();
         let fetched: Vec<Cid> = self.roots.iter().filter(|(_, r)| r.fetch.is_some()).map(|(c, _)| *c).collect();
         for root in fetched {

@@ -115,6 +115,7 @@ impl Hub {
         let who = r.members.iter().find(|(_, m)| m.ix == peer).map(|(p, _)| *p);
         let Stage::Running(running) = &mut f.stage else { return };
         self.touched.insert(root);
+        let mut served = None;
         match event {
             BatchEvent::Bytes(n) => {
                 running.swarm.handle_bytes(now, peer, n);
@@ -127,6 +128,7 @@ impl Hub {
                             // a late copy of what was taken back counts all the same: it is in place
                             let _wanted = running.swarm.handle_arrived(now, peer, batch, leaf);
                             running.swarm.handle_verified(now, peer, leaf);
+                            served = Some(true);
                             running.dirty = true;
                             f.first_leaf.get_or_insert(now);
                             if !r.have.put(leaf as usize) {
@@ -148,7 +150,10 @@ impl Hub {
                 match end {
                     // its leaves are on their way through the blocking threads
                     End::Complete => {}
-                    End::TurnedDown => running.swarm.handle_ended(now, peer, batch, true),
+                    End::TurnedDown => {
+                        served = Some(false);
+                        running.swarm.handle_ended(now, peer, batch, true);
+                    }
                     End::Lost => running.swarm.handle_ended(now, peer, batch, false),
                     End::Fault(why) => {
                         running.swarm.handle_ended(now, peer, batch, false);
@@ -159,6 +164,11 @@ impl Hub {
                     }
                 }
             }
+        }
+        if let Some(served) = served
+            && let Some(link) = who.and_then(|who| self.by_peer.get(&who)).and_then(|link| self.links.get_mut(link))
+        {
+            link.refuses = !served;
         }
     }
 

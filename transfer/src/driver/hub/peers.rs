@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::driver::link::PROTOCOL_FAULT;
+use shoal_content::Manifest;
 use shoal_net::CLOSE_NORMAL;
 
 impl Hub {
@@ -90,6 +91,8 @@ impl Hub {
             theirs: BTreeMap::new(),
             agent: String::new(),
             addrs: vec![],
+            announced: 0,
+            refuses: false,
         };
         let addrs = self.endpoint.listen_multiaddrs();
         let addrs = addrs.iter().filter_map(from_multiaddr).map(|a| a.0).collect();
@@ -226,7 +229,11 @@ impl Hub {
             }
             Message::Have { channel, leaves } => {
                 let Some(root) = root_of(link, &channel) else { return };
-                self.they_have(root, peer, leaves.ranges());
+                let ranges = leaves.ranges();
+                if let Some(manifest) = self.roots.get(&root).and_then(|r| r.manifest.as_deref()) {
+                    link.announced = link.announced.saturating_add(bytes_of(manifest, &ranges));
+                }
+                self.they_have(root, peer, ranges);
             }
             Message::DontHave { channel, leaves } => {
                 let Some(root) = root_of(link, &channel) else { return };
@@ -244,6 +251,7 @@ impl Hub {
             }
             Message::Choke { channel, yes } => {
                 let Some(root) = root_of(link, &channel) else { return };
+                link.refuses = yes;
                 if let Some((swarm, ix)) = self.swarm_of(&root, &peer) {
                     swarm.handle_choke(now, ix, yes);
                     self.touched.insert(root);
@@ -381,4 +389,11 @@ impl Hub {
             }
         }
     }
+}
+
+/// Bytes of the leaves in these ranges, as far as there are such leaves.
+fn bytes_of(manifest: &Manifest, ranges: &[Range<u32>]) -> u64 {
+    let leaves = manifest.leaves();
+    let there = |r: &Range<u32>| leaves.get(r.start as usize..leaves.len().min(r.end as usize)).unwrap_or_default();
+    ranges.iter().flat_map(there).map(|leaf| u64::from(leaf.len)).sum()
 }
