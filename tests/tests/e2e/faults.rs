@@ -2,7 +2,8 @@
 //! an outside log says what was acknowledged. After each, the home opens and has all of that; now and then everything is
 //! read again, or a bit of the index is flipped first.
 //!
-//! The short mode kills 40 times; `SHOAL_TEST_KILLS` asks for more, `SHOAL_TEST_SEED` for other moments.
+//! The short mode kills 40 times, and 10 times on an encrypted home; `SHOAL_TEST_KILLS` asks for more of each,
+//! `SHOAL_TEST_SEED` for other moments.
 
 use std::{
     collections::BTreeMap,
@@ -15,11 +16,13 @@ use serde_json::Value;
 use shoal_content::ShoalLink;
 use shoal_tests::{
     content::{assert_same_file, write_noise},
-    place::{Place, link_of},
+    place::{Place, Shoal, link_of},
     process::{Finished, Running, text},
 };
 
 const KILLS: u64 = 40;
+/// Each command on an encrypted home derives the key first.
+const KILLS_ENCRYPTED: u64 = 10;
 const SEED: u64 = 0xfa17;
 /// Named points of the store, each in the middle of something.
 const POINTS: [&str; 13] = [
@@ -63,6 +66,8 @@ fn there(kind: &str, pinned: bool) -> State {
 
 struct Driver {
     place: Place,
+    /// Whether the home that suffers is encrypted.
+    encrypted: bool,
     random: u64,
     log: BTreeMap<String, Known>,
     /// What the seeder has.
@@ -80,9 +85,19 @@ impl Driver {
         (self.random >> 33) % n
     }
 
+    /// A command on the home that suffers.
+    fn victim(&self, args: &[&str]) -> Shoal {
+        let command = self.place.shoal("victim", args);
+        if self.encrypted {
+            command.env("SHOAL_ENCRYPT", "true").env("SHOAL_PASSPHRASE", "a fault driver's")
+        } else {
+            command
+        }
+    }
+
     /// Runs a command that dies in the middle, more often than not. Gives what it said.
     fn run(&mut self, args: &[&str], quota: Option<&str>) -> Finished {
-        let mut command = self.place.shoal("victim", args);
+        let mut command = self.victim(args);
         if let Some(quota) = quota {
             command = command.env("SHOAL_QUOTA", quota);
         }
@@ -217,12 +232,12 @@ impl Driver {
         bytes[at] ^= 1 << self.below(8);
         fs::write(&path, bytes).unwrap();
         // Whatever is told from here on, must be told from a sound index.
-        self.place.shoal("victim", ["verify"]).run();
+        self.victim(&["verify"]).run();
     }
 
     /// Everything that was acknowledged is there. What is there now is what is known from here on.
     fn check(&mut self, how: &str) {
-        let listed = self.place.shoal("victim", ["ls"]).run();
+        let listed = self.victim(&["ls"]).run();
         assert_eq!(listed.code, Some(0), "{how}: {listed:?}");
         let mut found: BTreeMap<String, State> = BTreeMap::new();
         for root in listed.events.iter().filter(|event| event["event"] == "root") {
@@ -259,10 +274,19 @@ fn until_said(mut running: Running, event: &str) -> Finished {
 
 #[test]
 fn whatever_is_killed_nothing_acknowledged_is_lost() {
+    kill_and_look(KILLS, false);
+}
+
+#[test]
+fn whatever_is_killed_an_encrypted_home_loses_nothing_acknowledged() {
+    kill_and_look(KILLS_ENCRYPTED, true);
+}
+
+fn kill_and_look(kills: u64, encrypted: bool) {
     let setting = |name: &str, default: u64| {
         std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")))
     };
-    let (kills, seed) = (setting("SHOAL_TEST_KILLS", KILLS), setting("SHOAL_TEST_SEED", SEED));
+    let (kills, seed) = (setting("SHOAL_TEST_KILLS", kills), setting("SHOAL_TEST_SEED", SEED));
     let place = Place::new();
     for i in 0..6 {
         write_noise(&place.path(format!("theirs{i}")), 1000 + i, 150_000 * (1 + i));
@@ -272,6 +296,7 @@ fn whatever_is_killed_nothing_acknowledged_is_lost() {
     let links = names.iter().map(|name| (place.path(name), link_of(&seeder.event("shared")))).collect();
     let mut driver = Driver {
         place,
+        encrypted,
         random: seed,
         log: BTreeMap::new(),
         links,
@@ -288,7 +313,7 @@ fn whatever_is_killed_nothing_acknowledged_is_lost() {
         let last = driver.last.clone();
         driver.check(&format!("seed {seed}, step {steps} ({before:#x}), {last}"));
         if steps % 25 == 0 {
-            let verified = driver.place.shoal("victim", ["verify"]).run();
+            let verified = driver.victim(&["verify"]).run();
             assert_eq!(verified.code, Some(0), "seed {seed}, step {steps}: {verified:?}");
         }
     }
