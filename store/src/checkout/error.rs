@@ -11,7 +11,7 @@ use crate::{StoreError, import::shown};
 #[non_exhaustive]
 pub enum CheckoutError {
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}; check that the destination is there and writable, then fetch again", shown(.path))]
+    #[error("cannot {action} {}: {source}; {}, then fetch again", shown(.path), advice(.source))]
     Io {
         /// What was tried, as a verb: "create", "write".
         action: &'static str,
@@ -117,6 +117,31 @@ pub enum CheckoutError {
     Store(#[from] StoreError),
 }
 
+/// What to do about an error of the operating system's.
+fn advice(source: &io::Error) -> &'static str {
+    #[cfg(unix)]
+    if let Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) = rustix::io::Errno::from_io_error(source) {
+        return "raise the limit on open files (`ulimit -n`)";
+    }
+    let _: &io::Error = source;
+    "check that the destination is there and writable"
+}
+
 fn because(source: &Option<PathError>) -> String {
     source.as_ref().map_or(String::new(), |source| format!(" ({source})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn whoever_is_out_of_descriptors_is_told_so() {
+        let said = |errno: rustix::io::Errno| {
+            CheckoutError::Io { action: "write", path: "out/file".into(), source: errno.into() }.to_string()
+        };
+        assert!(said(rustix::io::Errno::MFILE).contains("`ulimit -n`), then fetch again"));
+        assert!(said(rustix::io::Errno::ACCESS).contains("writable, then fetch again"));
+    }
 }
