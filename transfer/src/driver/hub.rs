@@ -65,8 +65,9 @@ struct Link {
     theirs: BTreeMap<u32, Cid>,
     agent: String,
     addrs: Vec<SocketAddr>,
-    /// Bytes of leaves that it announced, of roots that are known here.
-    announced: u64,
+    /// Bytes of leaves that it announced, for each root that is known here. No more than the root has, however often it
+    /// says so.
+    announced: BTreeMap<Cid, u64>,
     /// It turned a request down, or choked us, since it last gave something.
     refuses: bool,
 }
@@ -398,7 +399,7 @@ impl Hub {
             let account = Account {
                 taken: link.shared.bytes_out.load(Ordering::Relaxed),
                 given: link.shared.bytes_in.load(Ordering::Relaxed),
-                announced: link.announced,
+                announced: link.announced.values().sum(),
                 refuses: link.refuses,
             };
             verdicts.extend(self.choker.handle_account(now, *id, account));

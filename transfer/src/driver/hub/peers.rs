@@ -91,7 +91,7 @@ impl Hub {
             theirs: BTreeMap::new(),
             agent: String::new(),
             addrs: vec![],
-            announced: 0,
+            announced: BTreeMap::new(),
             refuses: false,
         };
         let addrs = self.endpoint.listen_multiaddrs();
@@ -231,7 +231,9 @@ impl Hub {
                 let Some(root) = root_of(link, &channel) else { return };
                 let ranges = leaves.ranges();
                 if let Some(manifest) = self.roots.get(&root).and_then(|r| r.manifest.as_deref()) {
-                    link.announced = link.announced.saturating_add(bytes_of(manifest, &ranges));
+                    let all = bytes_of(manifest, &[0..u32::MAX]);
+                    let announced = link.announced.entry(root).or_default();
+                    *announced = all.min(announced.saturating_add(bytes_of(manifest, &ranges)));
                 }
                 self.they_have(root, peer, ranges);
             }
