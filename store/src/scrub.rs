@@ -116,7 +116,8 @@ impl Inner {
         loop {
             let batch = self.with_snapshot(|s| s.blocks_after(after.as_ref(), BATCH_ROWS))?;
             let Some((last, _)) = batch.last() else { break };
-            after = Some(*last);
+            // What is stopped in the middle of a batch begins with all of it again.
+            let before = after.replace(*last);
             let mut copies: Vec<(Key, Loc)> =
                 batch.into_iter().flat_map(|(key, locs)| locs.into_iter().map(move |loc| (key, loc))).collect();
             // In the order of the disk as far as that is known.
@@ -128,7 +129,7 @@ impl Inner {
                 self.scrub_copy(&key, loc, &mut done)?;
                 progress(&done);
                 if options.cancel.load(Ordering::Relaxed) {
-                    self.remember(after.as_ref());
+                    self.remember(before.as_ref());
                     return Err(StoreError::Cancelled);
                 }
             }

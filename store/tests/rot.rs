@@ -305,6 +305,33 @@ fn a_scrub_that_was_stopped_goes_on_where_it_was() {
     assert!(rest.copies > 0 && rest.copies < all * 3 / 4, "{} of {all}", rest.copies);
 }
 
+/// Wherever it is stopped: what it had looked up and not read yet comes again.
+#[test]
+fn a_scrub_that_was_stopped_leaves_nothing_out() {
+    let mut rot = Rot::new(Bench::new());
+    for i in 0..FILES {
+        let (at, bit) = (rot.below(1000 + i), rot.below(8));
+        flip(&rot.bench.path("mine").join(format!("{i:04}")), at, bit);
+    }
+    let store = rot.open();
+    let mut bad = 0;
+    for stops in 1.. {
+        let options = Scrub { resume: true, ..Scrub::default() };
+        let (stop, mut seen) = (options.cancel.clone(), 0);
+        let ended = store.scrub(&options, &mut |done| {
+            seen = done.bad;
+            // Not even a whole batch further each time, at first.
+            stop.store(done.copies > 100 * stops, std::sync::atomic::Ordering::Relaxed);
+        });
+        bad += seen;
+        if ended.is_ok() {
+            assert!(stops > 2, "it was stopped");
+            break;
+        }
+    }
+    assert_eq!(bad, FILES, "all of them, by one scrub in parts");
+}
+
 impl Rot {
     /// [`unreadable`](Self::unreadable) where the index itself may fail.
     fn unreadable_or_broken(&self, store: &Store) {
