@@ -29,12 +29,13 @@ impl Inner {
                 Some(loc) => Some(loc),
                 None => self.locate(&first.cid)?.first().copied(),
             };
+            let head = head.filter(|head| head.len == first.len);
             let mut blocks = 1;
-            if let Some(head) = head.filter(|head| head.len == first.len) {
-                (blocks, known) = self.side_by_side(rest, &head)?;
+            if let Some(head) = &head {
+                (blocks, known) = self.side_by_side(rest, head)?;
             }
             let (run, later) = rest.split_at(blocks);
-            match head.filter(|head| head.len == first.len).and_then(|head| self.read_run(run, &head)) {
+            match head.and_then(|head| self.read_run(run, &head)) {
                 Some(bytes) => runs.push(Run { blocks, bytes: Some(bytes) }),
                 // One of them is not what it was, or not there: one by one, so that it is found out which.
                 None => {

@@ -399,7 +399,7 @@ impl Hub {
             let account = Account {
                 taken: link.shared.bytes_out.load(Ordering::Relaxed),
                 given: link.shared.bytes_in.load(Ordering::Relaxed),
-                announced: link.announced.values().sum(),
+                announced: link.announced.values().copied().fold(0, u64::saturating_add),
                 refuses: link.refuses,
             };
             verdicts.extend(self.choker.handle_account(now, *id, account));

@@ -231,9 +231,8 @@ impl Hub {
                 let Some(root) = root_of(link, &channel) else { return };
                 let ranges = leaves.ranges();
                 if let Some(manifest) = self.roots.get(&root).and_then(|r| r.manifest.as_deref()) {
-                    let all = bytes_of(manifest, &[0..u32::MAX]);
                     let announced = link.announced.entry(root).or_default();
-                    *announced = all.min(announced.saturating_add(bytes_of(manifest, &ranges)));
+                    *announced = manifest.total_bytes().min(announced.saturating_add(bytes_of(manifest, &ranges)));
                 }
                 self.they_have(root, peer, ranges);
             }
