@@ -567,3 +567,47 @@ impl Inner {
 fn stop_if(cancel: &AtomicBool) -> Result<(), StoreError> {
     if cancel.load(Ordering::Relaxed) { Err(StoreError::Cancelled) } else { Ok(()) }
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use shoal_content::SHOAL_V1;
+
+    use super::*;
+    use crate::{ImportOptions, Options, Store, import};
+
+    /// A root that is recorded after the roots were walked, by an import that staged everything before that.
+    #[test]
+    fn what_an_import_needs_stays_though_it_ends_in_the_middle_of_a_collection() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), Options::default()).unwrap();
+        let tree = dir.path().join("tree");
+        std::fs::create_dir(&tree).unwrap();
+        std::fs::write(tree.join("file"), "content").unwrap();
+        let never = AtomicBool::new(false);
+        let root = import(&store, &tree, &SHOAL_V1, &ImportOptions::default(), &|_| {}, &never).unwrap().root;
+        let record = store.root(&root).unwrap().unwrap();
+        let manifest = store.manifest(&root).unwrap();
+        store.remove_root(&root).unwrap();
+
+        let hold = store.hold();
+        hold.add_base(&record.path).unwrap();
+        manifest.nodes().iter().for_each(|node| hold.keep(node));
+        let begun = store.inner.begin_collection();
+        let marks = store.inner.mark(store.inner.roots().unwrap(), &never).unwrap();
+        store.put_root(record).unwrap();
+        drop(hold);
+        let options = Collect { thorough: true, ..Collect::default() };
+        let mut done = Collected::default();
+        store.inner.drop_bases(&marks).unwrap();
+        let live = store.inner.sweep_blocks(&options, &marks, &mut done).unwrap();
+        store.inner.rewrite_packs(&options, &live, &mut done).unwrap();
+        drop(begun);
+        let manifest = store.manifest(&root).unwrap();
+        assert!(manifest.leaves().iter().all(|leaf| store.read(&leaf.cid).is_ok()), "{done:?}");
+
+        // Then it is forgotten like anything else.
+        store.remove_root(&root).unwrap();
+        assert!(store.collect(&options).unwrap().blocks > 0);
+        assert!(store.manifest(&root).is_err());
+    }
+}

@@ -127,7 +127,7 @@ impl Held {
 }
 
 /// Keeps the garbage collector away from what an operation relies on before a root's record does: the blocks and bases
-/// it was told of. Ends when it is dropped.
+/// it was told of. Ends when it is dropped; for a collection that is under way then, with the collection.
 pub struct Hold {
     inner: Arc<Inner>,
     number: u64,
@@ -164,6 +164,12 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        lock(&self.inner.held).holds.remove(&self.number);
+        let mut held = lock(&self.inner.held);
+        let things = held.holds.remove(&self.number);
+        // A collection may have walked the roots before the one that needs these was recorded.
+        if let (Some(things), Some(since)) = (things, &mut held.since) {
+            since.found.blocks.extend(things.blocks);
+            since.found.bases.extend(things.bases);
+        }
     }
 }
