@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
-use shoal_node::{Class, RateLimit};
+use shoal_node::{Class, RateLimit, period};
 
 /// Share files and directories between machines, peer to peer.
 #[derive(Debug, Parser)]
@@ -67,7 +67,7 @@ pub(crate) enum Command {
         #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
         paths: Vec<PathBuf>,
         /// Forget them after this time, such as 90s, 12h or 7d; the files stay
-        #[arg(long, value_name = "TIME", value_parser = seconds)]
+        #[arg(long, value_name = "TIME", value_parser = period)]
         ttl: Option<u64>,
         /// Read every file, even those that were shared before and show no change since
         #[arg(long)]
@@ -96,7 +96,7 @@ pub(crate) enum Command {
         #[arg(long, conflicts_with_all = ["output", "symlinks"])]
         cache: bool,
         /// Forget it after this time, such as 90s, 12h or 7d; files that landed stay
-        #[arg(long, value_name = "TIME", value_parser = seconds)]
+        #[arg(long, value_name = "TIME", value_parser = period)]
         ttl: Option<u64>,
     },
     /// Serve everything this home holds, resume what is unfinished, and take commands
@@ -149,7 +149,7 @@ pub(crate) enum Command {
         #[arg(value_name = "ROOT")]
         what: String,
         /// For this time only, such as 90s, 12h or 7d
-        #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+        #[arg(long = "for", value_name = "TIME", value_parser = period)]
         time: Option<u64>,
     },
     /// Keep a root no longer
@@ -200,21 +200,6 @@ pub(crate) enum Command {
     Man,
 }
 
-/// A time such as `90`, `90s`, `15m`, `12h`, `7d` or `4w`, in seconds.
-fn seconds(text: &str) -> Result<u64, String> {
-    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let unit = match unit {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        "w" => 7 * 86_400,
-        _ => return Err("a time is a number with s, m, h, d or w behind it, as in 12h".to_owned()),
-    };
-    let number: u64 = digits.parse().map_err(|_| "a time begins with a number, as in 12h".to_owned())?;
-    number.checked_mul(unit).filter(|&seconds| seconds > 0).ok_or("this time is out of range".to_owned())
-}
-
 fn after_long_help() -> String {
     let mut text = format!("{EXAMPLE}\n\nExit codes:\n    0  done\n");
     for class in Class::ALL {
@@ -245,17 +230,6 @@ mod tests {
         }
         let cli = Cli::try_parse_from(["shoal", "daemon", "--listen", "a", "--listen", "b"]).unwrap();
         assert_eq!(cli.global.listen, ["a", "b"]);
-    }
-
-    #[test]
-    fn times_have_units() {
-        assert_eq!(
-            ["90", "90s", "15m", "12h", "7d", "4w"].map(|text| seconds(text).unwrap()),
-            [90, 90, 900, 43_200, 604_800, 2_419_200]
-        );
-        for bad in ["", "h", "0", "1y", "1.5h", "-1", "99999999999999999999", "9999999999999999w", "7 d"] {
-            assert!(seconds(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How the events of an operation look to people: a bar or plain lines while it runs, then its results.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_node::{
@@ -110,6 +110,22 @@ impl<'a> View<'a> {
                 };
                 let took = duration(Duration::from_secs_f64(seconds));
                 self.output.result(&format!("{}: {verdict} ({} in {took}) {root}", clean(&name), bytes(read)));
+            }
+            Event::Scrubbed { copies, bytes: read, bad, mended, seconds } => {
+                self.clear();
+                let took = Duration::from_secs_f64(seconds);
+                let speed = bytes((read as f64 / seconds.max(1e-3)) as u64);
+                let what = count(copies, "copy of a block", "copies of blocks");
+                self.output.talk(&format!("read {what}, {} in {} ({speed}/s)", bytes(read), duration(took)));
+                if bad > 0 {
+                    let bad = count(bad, "copy was bad and is", "copies were bad and are");
+                    self.output
+                        .talk(&format!("{bad} not used any more; where a block has another copy, nothing is lost"));
+                }
+                if mended > 0 {
+                    let mended = count(mended, "block", "blocks");
+                    self.output.talk(&format!("{mended} in damaged surroundings of the store's own were written anew"));
+                }
             }
             Event::Pinned { name, pinned, .. } => {
                 self.output.result(&format!("{} {}", if pinned { "pinned" } else { "unpinned" }, clean(&name)));
@@ -301,6 +317,15 @@ impl<'a> View<'a> {
         row("in place", space.in_place, "your own files, not counted");
         if let Some(free) = space.free {
             row("free", free, "on the disk of the store");
+        }
+        if let Some(scrub) = space.scrub {
+            let bad = count(scrub.bad, "bad copy", "bad copies");
+            let note = format!("of {} read again in search of rot so far; {bad} found", bytes(scrub.bytes_total));
+            row("scrub", scrub.bytes_done, &note);
+        }
+        if let Some(then) = space.scrubbed_unix {
+            let ago = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(then)).unwrap_or_default();
+            table.row(["scrubbed".to_owned(), String::new(), format!("by a daemon, {} ago", duration(ago))]);
         }
         table.lines().iter().for_each(|line| self.output.result(line));
     }

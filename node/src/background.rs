@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Class, Node, blame,
+    Class, Node, ScrubProgress, blame,
     fetch::{Again, Wish},
     home::free_bytes,
     roots::{Rank, blocking},
@@ -42,8 +42,6 @@ const COLLECT_PAUSE: Duration = Duration::from_millis(5);
 const LOOK_FOR_SPACE: Duration = Duration::from_secs(1);
 /// So much more space is worth another try of it, in bytes.
 const WORTH_A_TRY_BYTES: u64 = 1 << 20;
-/// How often everything is read again in search of rot.
-const SCRUB_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
 const SCRUB_AFTER_START: Duration = Duration::from_secs(60);
 const LOOK_WHETHER_TO_SCRUB: Duration = Duration::from_secs(3600);
 /// Unfinished fetches that a daemon takes up at the same time.
@@ -163,28 +161,33 @@ impl Node {
 pub(crate) async fn scrub_now_and_then(node: Node) {
     loop {
         let last = node.home().last_scrub().unwrap_or(0);
-        let rate = node.config().settings().scrub_bytes_per_second;
+        let (rate, every) = (node.config().settings().scrub_bytes_per_second, node.config().settings().scrub_every);
         if rate == 0 {
             return;
         }
-        if now_unix().saturating_sub(last) < SCRUB_EVERY.as_secs() {
-            tokio::time::sleep(LOOK_WHETHER_TO_SCRUB).await;
+        if now_unix().saturating_sub(last) < every.as_secs() {
+            tokio::time::sleep(LOOK_WHETHER_TO_SCRUB.min(every)).await;
             continue;
         }
         // Let what the daemon was started for come first.
-        tokio::time::sleep(SCRUB_AFTER_START).await;
+        tokio::time::sleep(SCRUB_AFTER_START.min(every)).await;
         let store = node.roots().store.clone();
         let options = Scrub { resume: true, ..Scrub::default() };
         let _stop = StopOnDrop(options.cancel.clone());
+        let roots = node.roots().clone();
         let scrubbed = blocking(move || {
             let (begun, cancel) = (Instant::now(), options.cancel.clone());
             let mut pace = |done: &Scrubbed| {
+                let (bytes_done, bytes_total, bad) = (done.bytes, done.bytes_total, done.bad);
+                roots.set_scrub(Some(ScrubProgress { bytes_done, bytes_total, bad }));
                 let due = Duration::from_secs_f64(done.bytes as f64 / rate as f64);
                 while let Some(rest) = due.checked_sub(begun.elapsed()).filter(|_| !cancel.load(Ordering::Relaxed)) {
                     std::thread::sleep(rest.min(Duration::from_millis(100)));
                 }
             };
-            store.scrub(&options, &mut pace).map_err(|error| blame::store(&error))
+            let ended = store.scrub(&options, &mut pace).map_err(|error| blame::store(&error));
+            roots.set_scrub(None);
+            ended
         });
         match scrubbed.await {
             Ok(found) => {

@@ -74,10 +74,11 @@ pub enum Event {
     Id(Id),
     /// The rate limits that hold.
     Limits(Limits),
-    /// A root is being re-read.
+    /// A root is being re-read, or what belongs to none that is complete.
     Verifying {
         /// The root.
-        root: Root,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        root: Option<Root>,
         /// Bytes read.
         bytes_done: u64,
         /// Bytes to read.
@@ -110,6 +111,19 @@ pub enum Event {
         bytes_damaged: u64,
         /// Files with damage.
         files_damaged: u64,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// Result: what re-reading cost and found, over all roots.
+    Scrubbed {
+        /// Copies of blocks that were read.
+        copies: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Copies that were bad, and are not used any more. Where a block has another copy, its root is intact.
+        bad: u64,
+        /// Copies whose surroundings in the store were damaged: they were written anew.
+        mended: u64,
         /// How long it took.
         seconds: f64,
     },
@@ -184,6 +198,23 @@ pub struct Space {
     pub in_place: u64,
     /// Free on the store's disk.
     pub free: Option<u64>,
+    /// The scrub that a daemon has under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubProgress>,
+    /// When a daemon's last one was done, in seconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrubbed_unix: Option<u64>,
+}
+
+/// How far a daemon's scrub is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubProgress {
+    /// Bytes read since it began or went on.
+    pub bytes_done: u64,
+    /// Bytes to read from there.
+    pub bytes_total: u64,
+    /// Bad copies found.
+    pub bad: u64,
 }
 
 /// A root's CID; text in JSON.

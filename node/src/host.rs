@@ -111,7 +111,7 @@ impl StoreHost {
     }
 
     fn run(&self, request: Request) -> Operation {
-        let (roots, threads) = (self.roots.clone(), self.threads);
+        let (roots, threads, home) = (self.roots.clone(), self.threads, self.home.clone());
         let id = Id {
             peer: self.peer.clone(),
             addrs: Vec::new(),
@@ -126,7 +126,7 @@ impl StoreHost {
                 Request::Pin { what, for_seconds } => roots.pin(sink, what, true, for_seconds).await,
                 Request::Unpin { what } => roots.pin(sink, what, false, None).await,
                 Request::Collect => roots.collect_for(sink).await.map(drop),
-                Request::Space => roots.space(sink).await,
+                Request::Space => roots.space(sink, home.last_scrub()).await,
                 Request::Verify { what, .. } => roots.verify(sink, what, threads).await,
                 Request::Id => sink.event(Event::Id(id)).await,
                 Request::Unshare { what, forget } => {

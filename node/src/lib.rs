@@ -21,6 +21,7 @@ mod node;
 mod operation;
 mod passphrase;
 mod peers;
+mod period;
 mod port;
 mod rate;
 mod rate_limit;
@@ -34,8 +35,8 @@ pub use background::Warnings;
 pub use config::{Config, Settings};
 pub use control::{CONTROL_VERSION, Client, Hello};
 pub use event::{
-    Collected, Done, EntryInfo, Event, Id, Importing, Limits, Listening, PeerInfo, Progress, Root, RootInfo, Share,
-    Shared, Space,
+    Collected, Done, EntryInfo, Event, Id, Importing, Limits, Listening, PeerInfo, Progress, Root, RootInfo,
+    ScrubProgress, Share, Shared, Space,
 };
 pub use failure::{Class, Failure};
 pub use home::{Home, free_bytes};
@@ -43,6 +44,7 @@ pub use host::Host;
 pub use node::{Node, Role};
 pub use operation::Operation;
 pub use passphrase::Prompt;
+pub use period::period;
 pub use rate_limit::RateLimit;
 pub use request::{BytePath, LimitChange, Request};
 pub use shoal_transfer::Counters;

@@ -183,7 +183,7 @@ impl Node {
                     node.stop_serving(gone).await;
                     Ok(())
                 }
-                Request::Space => roots.space(sink).await,
+                Request::Space => roots.space(sink, node.home().last_scrub()).await,
                 Request::Verify { what, repair: false } => roots.verify(sink, what, threads).await,
                 Request::Verify { what, repair: true } => node.repair(sink, what, threads).await,
                 Request::Id => sink.event(crate::Event::Id(node.id())).await,

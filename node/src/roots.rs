@@ -10,7 +10,7 @@ use shoal_content::{Cid, EntryKind, ShoalLink};
 use shoal_store::{RootKind, RootRecord, Store};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Class, EntryInfo, Event, Failure, Root, RootInfo, blame, operation::Sink, share::now_unix};
+use crate::{Class, EntryInfo, Event, Failure, Root, RootInfo, ScrubProgress, blame, operation::Sink, share::now_unix};
 
 /// A prefix of a CID counts from this many characters: `bafk` and `bafy` say nothing yet.
 const MIN_PREFIX: usize = 10;
@@ -21,6 +21,8 @@ pub(crate) struct Roots {
     pub(crate) store: Store,
     serving: Arc<Mutex<BTreeSet<Cid>>>,
     fetching: Fetching,
+    /// The scrub that a daemon has under way.
+    scrub: Arc<Mutex<Option<ScrubProgress>>>,
     /// Addresses for links; none without a running node.
     via: Arc<dyn Via>,
 }
@@ -77,7 +79,7 @@ impl Via for Nowhere {
 
 impl Roots {
     pub(crate) fn new(store: Store, via: Arc<dyn Via>) -> Self {
-        Roots { store, serving: Arc::default(), fetching: Arc::default(), via }
+        Roots { store, serving: Arc::default(), fetching: Arc::default(), scrub: Arc::default(), via }
     }
 
     /// Notes that a root is served, or no longer; true if that is news.
@@ -88,6 +90,15 @@ impl Roots {
 
     pub(crate) fn serving(&self) -> BTreeSet<Cid> {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes how far a scrub is; `None` when it has ended.
+    pub(crate) fn set_scrub(&self, progress: Option<ScrubProgress>) {
+        *self.scrub.lock().unwrap_or_else(PoisonError::into_inner) = progress;
+    }
+
+    pub(crate) fn scrub(&self) -> Option<ScrubProgress> {
+        *self.scrub.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a root to fetch it, until the claim is dropped. `cancel` ends the fetch, should it have to make way.

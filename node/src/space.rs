@@ -74,8 +74,8 @@ impl Roots {
             .is_ok_and(|records| records.iter().any(|record| is_over(record) || used > limit && may_go(record)))
     }
 
-    /// [`crate::Request::Space`].
-    pub(crate) async fn space(self, sink: Sink) -> Result<(), Failure> {
+    /// [`crate::Request::Space`]; with when the last scrub was done.
+    pub(crate) async fn space(self, sink: Sink, scrubbed_unix: Option<u64>) -> Result<(), Failure> {
         let space = blocking(move || {
             let space = self.store.space().map_err(|error| blame::store(&error))?;
             let in_place = self
@@ -93,6 +93,8 @@ impl Roots {
                 garbage: space.garbage,
                 in_place,
                 free: free_bytes(self.store.dir()),
+                scrub: self.scrub(),
+                scrubbed_unix,
             })
         })
         .await?;

@@ -1,5 +1,5 @@
-//! Reading every byte of roots again and comparing it with its hash. Reports which files are damaged, and has what is
-//! damaged fetched again where that is asked for.
+//! A scrub in the foreground: the index, then every copy of every byte of roots, in the order of their files, then whatever
+//! else the store holds. Reports which files are damaged, and has what is damaged fetched again where that is asked for.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use shoal_content::{EntryKind, Manifest, ShoalLink};
-use shoal_store::{DamageKind, ReadError, RootRecord};
+use shoal_store::{Checked, DamageKind, ReadError, RootRecord, Scrub, Scrubbed};
 use shoal_transfer::FetchInto;
 
 use crate::{
@@ -29,6 +29,8 @@ const MAX_NAMED: usize = 10_000;
 struct Findings {
     bytes: u64,
     damaged: Vec<Damaged>,
+    /// Its tree, if all of that is here.
+    manifest: Option<Manifest>,
 }
 
 struct Damaged {
@@ -52,7 +54,7 @@ impl Roots {
         what: Option<String>,
         threads: usize,
     ) -> Result<(usize, Vec<RootRecord>), Failure> {
-        let roots = self.clone();
+        let (all, begun_all, roots) = (what.is_none(), Instant::now(), self.clone());
         let rebuilt = blocking(move || roots.store.check_index().map_err(|error| blame::store(&error))).await?;
         if rebuilt {
             let message = "the index was damaged, and has been made anew".to_owned();
@@ -65,10 +67,17 @@ impl Roots {
         })
         .await?;
         let (count, mut bad) = (records.len(), Vec::new());
+        let mut scrubbed = Scrubbed { index_rebuilt: rebuilt, ..Scrubbed::default() };
+        let mut checked = Checked::default();
         for record in records {
             let begun = Instant::now();
             let (roots, sink_there, there) = (self.clone(), sink.clone(), record.clone());
-            let findings = blocking(move || check(&roots, &there, threads, &sink_there)).await?;
+            let (findings, read) = blocking(move || check(&roots, &there, threads, &sink_there)).await?;
+            scrubbed.add(&read);
+            if let Some(manifest) = findings.manifest.filter(|_| all) {
+                // What is not here of a part of a root costs no reading later on.
+                manifest.leaves().iter().for_each(|leaf| checked.insert(&leaf.cid));
+            }
             let bytes_damaged = findings.damaged.iter().map(|damaged| damaged.bytes).sum();
             let files_damaged = findings.damaged.len() as u64;
             let root = Root(record.root);
@@ -89,7 +98,50 @@ impl Roots {
                 bad.push(record);
             }
         }
+        if all {
+            let (roots, sink_there) = (self.clone(), sink.clone());
+            let rest = blocking(move || check_rest(&roots, checked, &sink_there)).await?;
+            // A tree that went bad since its root was read.
+            for (root, _) in &rest.damaged {
+                let known = bad.iter().any(|record| record.root == *root);
+                let roots = self.clone();
+                let root = *root;
+                let record = blocking(move || roots.store.root(&root).map_err(|error| blame::store(&error))).await?;
+                bad.extend(record.filter(|_| !known));
+            }
+            scrubbed.add(&rest);
+        } else {
+            let store = self.store.clone();
+            blocking(move || store.commit().map_err(|error| blame::store(&error))).await?;
+        }
+        let Scrubbed { copies, bytes, bad: bad_copies, mended, .. } = scrubbed;
+        sink.event(Event::Scrubbed {
+            copies,
+            bytes,
+            bad: bad_copies,
+            mended,
+            seconds: begun_all.elapsed().as_secs_f64(),
+        })
+        .await?;
         Ok((count, bad))
+    }
+}
+
+/// Reads what no root that was checked reaches, trees and what fetches under way have brought among it. Blocks.
+fn check_rest(roots: &Roots, skip: Checked, sink: &Sink) -> Result<Scrubbed, Failure> {
+    let options = Scrub { skip, ..Scrub::default() };
+    let mut rate = Rate::new(Instant::now(), 0);
+    let mut progress = |done: &Scrubbed| {
+        if sink.is_cancelled() {
+            options.cancel.store(true, Ordering::Relaxed);
+        }
+        if rate.update(Instant::now(), done.bytes) {
+            sink.progress(Event::Verifying { root: None, bytes_done: done.bytes, bytes_total: done.bytes_total });
+        }
+    };
+    match roots.store.scrub(&options, &mut progress) {
+        Err(_) if sink.is_cancelled() => Err(Failure::interrupted()),
+        ended => ended.map_err(|error| blame::store(&error)),
     }
 }
 
@@ -134,16 +186,12 @@ fn damaged(count: usize, bad: usize) -> Result<(), Failure> {
 }
 
 /// Reads one root on several threads. Blocks.
-fn check(roots: &Roots, record: &RootRecord, threads: usize, sink: &Sink) -> Result<Findings, Failure> {
+fn check(roots: &Roots, record: &RootRecord, threads: usize, sink: &Sink) -> Result<(Findings, Scrubbed), Failure> {
     let root = Root(record.root);
-    let whole = |why: String| Findings {
-        bytes: 0,
-        damaged: vec![Damaged {
-            path: record.path.display().to_string(),
-            bytes: record.bytes,
-            size: record.bytes,
-            why,
-        }],
+    let whole = |why: String| {
+        let (path, bytes) = (record.path.display().to_string(), record.bytes);
+        let damaged = vec![Damaged { path, bytes, size: bytes, why }];
+        (Findings { bytes: 0, damaged, manifest: None }, Scrubbed::default())
     };
     let manifest = match roots.store.manifest(&record.root) {
         Ok(manifest) => manifest,
@@ -165,14 +213,14 @@ fn check(roots: &Roots, record: &RootRecord, threads: usize, sink: &Sink) -> Res
     let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
     let bad = Mutex::new(BTreeMap::<u32, String>::new());
     let rate = Mutex::new(Rate::new(Instant::now(), 0));
-    let worker = || -> Result<(), Failure> {
-        let mut buffer = Vec::new();
+    let worker = || -> Result<Scrubbed, Failure> {
+        let mut scrubbed = Scrubbed::default();
         while let Some(&index) = selection.leaves.get(next.fetch_add(1, Ordering::Relaxed)) {
             if sink.is_cancelled() {
                 return Err(Failure::interrupted());
             }
             let Some(leaf) = manifest.leaves().get(index as usize) else { continue };
-            match roots.store.read_into(&leaf.cid, &mut buffer) {
+            match roots.store.check_block(&leaf.cid, &mut scrubbed) {
                 Ok(()) => {}
                 Err(error @ ReadError::Store(_)) => return Err(blame::read(&error)),
                 Err(error) => {
@@ -182,22 +230,23 @@ fn check(roots: &Roots, record: &RootRecord, threads: usize, sink: &Sink) -> Res
             }
             let bytes_done = done.fetch_add(u64::from(leaf.len), Ordering::Relaxed) + u64::from(leaf.len);
             if rate.lock().unwrap_or_else(PoisonError::into_inner).update(Instant::now(), bytes_done) {
-                sink.progress(Event::Verifying { root, bytes_done, bytes_total: total });
+                sink.progress(Event::Verifying { root: Some(root), bytes_done, bytes_total: total });
             }
         }
-        Ok(())
+        Ok(scrubbed)
     };
-    std::thread::scope(|scope| {
+    let scrubbed = std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads.clamp(1, 16)).map(|_| scope.spawn(worker)).collect();
         let mut result = worker();
         for other in others {
             let other = other.join().unwrap_or_else(|_| Err(Failure::internal("a verifying thread panicked")));
-            result = result.and(other);
+            result = result.and_then(|mut all| other.map(|more| all.add(&more)).map(|()| all));
         }
         result
     })?;
     let bad = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(Findings { bytes: total, damaged: files(&manifest, record, &bad) })
+    let damaged = files(&manifest, record, &bad);
+    Ok((Findings { bytes: total, damaged, manifest: Some(manifest) }, scrubbed))
 }
 
 /// From chunks to the files they belong to.

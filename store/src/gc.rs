@@ -552,7 +552,7 @@ impl Inner {
                         done.bytes_moved += self.record_bytes(&loc);
                     }
                     // Reported, and out of the index with the next commit.
-                    Taken::Bad => {}
+                    Taken::Bad(_) => {}
                 }
             }
             if since_commit >= BATCH_BYTES {

@@ -55,7 +55,7 @@ pub use import::*;
 pub use keyfile::{KeyCost, Passphrase};
 pub use root::{RootKind, RootRecord};
 pub use runs::Run;
-pub use scrub::{Scrub, Scrubbed};
+pub use scrub::{Checked, Scrub, Scrubbed};
 pub use store::Store;
 pub use types::{BaseId, Damage, DamageKind, MAX_BLOCK_BYTES, MAX_STAGED_BYTES, Options, Stamp, Stats};
 

@@ -37,8 +37,8 @@ pub(crate) enum Failure {
 pub(crate) enum Taken {
     /// Its bytes.
     Block(Buffer),
-    /// It is not there any more.
-    Bad,
+    /// It is not there any more; with what is wrong, unless nobody needs to be told.
+    Bad(Option<Box<Damage>>),
 }
 
 /// Somewhere to read a block into.
@@ -126,13 +126,12 @@ impl Inner {
         let mut buffer = self.pool.take(loc.len as usize);
         match self.fill(cid, loc, buffer.as_mut(), |bytes| cid.verify(bytes)) {
             Ok(()) => Ok(Taken::Block(buffer)),
-            Err(Failure::Bad(kind, path)) => {
-                self.bad(cid, *loc, kind, path);
-                Ok(Taken::Bad)
-            }
+            // The collector may have moved it while it was read.
+            Err(Failure::Bad(..)) if !self.locate(cid)?.contains(loc) => Ok(Taken::Bad(None)),
+            Err(Failure::Bad(kind, path)) => Ok(Taken::Bad(Some(Box::new(self.bad(cid, *loc, kind, path))))),
             Err(Failure::Forgotten) => {
                 self.drop_location(cid, *loc);
-                Ok(Taken::Bad)
+                Ok(Taken::Bad(None))
             }
             Err(Failure::Io(path, error)) => Err(io_error("read", &path, error)),
             Err(Failure::Store(error)) => Err(error),

@@ -256,6 +256,15 @@ impl Store {
         self.inner.scrub(options, progress)
     }
 
+    /// Reads every copy of one block, as a scrub does, and adds what it found to `done`. Bad copies leave the index; durable
+    /// with the next commit.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read): no copy of it is good.
+    pub fn check_block(&self, cid: &Cid, done: &mut Scrubbed) -> Result<(), ReadError> {
+        self.inner.check_block(cid, done)
+    }
+
     /// Why the index was found damaged, and made anew, when the store was opened.
     pub fn rebuilt(&self) -> Option<&str> {
         self.inner.rebuilt.as_deref()

@@ -14,7 +14,7 @@ use std::{
 
 use import_support::{Bench, move_nodes, noise, share, write_leaves};
 use shoal_content::{Cid, Codec, HashKind, Manifest};
-use shoal_store::{Checkout, CheckoutOptions, ReadError, Scrub, Scrubbed, Store};
+use shoal_store::{Checked, Checkout, CheckoutOptions, ReadError, Scrub, Scrubbed, Store};
 
 /// Files of one chunk each, in the tree that is shared and in the one that is cached.
 const FILES: u64 = 600;
@@ -313,9 +313,10 @@ fn a_scrub_that_was_stopped_leaves_nothing_out() {
         let (at, bit) = (rot.below(1000 + i), rot.below(8));
         flip(&rot.bench.path("mine").join(format!("{i:04}")), at, bit);
     }
-    let store = rot.open();
-    let mut bad = 0;
+    let (mut bad, mut damaged) = (0, Vec::new());
     for stops in 1.. {
+        // What it found is durable: a process that dies after it was stopped leaves nothing out either.
+        let store = rot.open();
         let options = Scrub { resume: true, ..Scrub::default() };
         let (stop, mut seen) = (options.cancel.clone(), 0);
         let ended = store.scrub(&options, &mut |done| {
@@ -324,12 +325,61 @@ fn a_scrub_that_was_stopped_leaves_nothing_out() {
             stop.store(done.copies > 100 * stops, std::sync::atomic::Ordering::Relaxed);
         });
         bad += seen;
-        if ended.is_ok() {
+        if let Ok(ended) = ended {
             assert!(stops > 2, "it was stopped");
+            damaged = ended.damaged;
             break;
         }
     }
     assert_eq!(bad, FILES, "all of them, by one scrub in parts");
+    assert_eq!(damaged, [(rot.shared, FILES)]);
+}
+
+#[test]
+fn of_one_block_every_copy_is_read() {
+    let rot = Rot::new(Bench::new());
+    let store = rot.open();
+    let bytes = noise(1, 1000);
+    let cid = Cid::of(Codec::Raw, HashKind::Blake3, &bytes);
+    store.put(&cid, &bytes).unwrap();
+    store.commit().unwrap();
+    flip(&rot.bench.path("mine/0000"), 500, 3);
+    let mut done = Scrubbed::default();
+    store.check_block(&cid, &mut done).unwrap();
+    assert_eq!((done.copies, done.bad, done.bytes), (2, 1, 2000), "one copy of two is good");
+    assert_eq!(store.take_damage()[0].path, rot.bench.path("mine/0000"));
+    let mut again = Scrubbed::default();
+    store.check_block(&cid, &mut again).unwrap();
+    assert_eq!((again.copies, again.bad), (1, 0), "the bad one has left");
+
+    store.commit().unwrap();
+    // What was read one by one is not read again by the rest.
+    let mut skip = Checked::default();
+    skip.insert(&cid);
+    let all = scrub(&store);
+    let rest = store.scrub(&Scrub { skip, ..Scrub::default() }, &mut |_| {}).unwrap();
+    assert_eq!((rest.copies, rest.bytes), (all.copies - 1, all.bytes - 1000));
+    assert_eq!((rest.bytes_total, all.bytes_total), (rest.bytes, all.bytes));
+
+    let missing = Cid::of(Codec::Raw, HashKind::Blake3, b"nowhere");
+    assert!(matches!(store.check_block(&missing, &mut done), Err(ReadError::Missing(_))));
+}
+
+#[test]
+fn damage_in_a_part_of_a_root_is_found() {
+    let rot = Rot::new(Bench::new());
+    let store = rot.bench.store("in part");
+    let manifest = move_nodes(&rot.replica, &store, rot.shared);
+    let paths = ["0001".parse().unwrap(), "0002".parse().unwrap()];
+    let out = rot.bench.path("out");
+    fs::create_dir(&out).unwrap();
+    let checkout = Checkout::begin(&store, manifest, &paths, &out, "shared", CheckoutOptions::default()).unwrap();
+    write_leaves(&rot.replica, &checkout, &checkout.missing());
+    checkout.finish().unwrap();
+    drop(checkout);
+    assert_eq!(scrub(&store).damaged, [], "what was not asked for is not missing");
+    flip(&out.join("0002"), 7, 0);
+    assert_eq!(scrub(&store).damaged, [(rot.shared, 1)]);
 }
 
 impl Rot {

@@ -6,7 +6,7 @@ use shoal_net::{Congestion, Multiaddr};
 use shoal_transfer::{Compression, Rates, choke::Policy as UplinkPolicy};
 
 use super::value::Raw;
-use crate::RateLimit;
+use crate::{RateLimit, period};
 
 /// What a node runs with. `Settings::default()` holds the defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct Settings {
     pub encrypt: bool,
     /// How fast everything is read again in search of rot; 0 for never.
     pub scrub_bytes_per_second: u64,
+    /// How long after a scrub the next one begins.
+    pub scrub_every: Duration,
     /// What the store may take; 0 for a part of the disk.
     pub quota_bytes: u64,
     /// Threads that hash while sharing.
@@ -90,6 +92,7 @@ impl Default for Settings {
             index_cache_bytes: 16 << 20,
             encrypt: false,
             scrub_bytes_per_second: 16 << 20,
+            scrub_every: Duration::from_secs(30 * 24 * 3600),
             quota_bytes: 0,
             import_threads: cores.min(16),
             worker_threads: cores.clamp(2, 64),
@@ -298,13 +301,24 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "scrub_rate",
         unit: "MiB per second",
-        help: "How fast a daemon reads everything again, every 30 days, in search of what rotted. 0: never.",
+        help: "How fast a daemon reads everything again, now and then, in search of what rotted. 0: never.",
         set: |settings, raw| {
             let rate = raw.integer(0..=65_536, "MiB per second")?;
             settings.scrub_bytes_per_second = rate * MIB as u64;
             Ok(())
         },
         show: |settings| number(settings.scrub_bytes_per_second / MIB as u64),
+    },
+    Key {
+        name: "scrub_every",
+        unit: "time, as in \"30d\" or \"12h\"",
+        help: "How often a daemon does so.",
+        set: |settings, raw| {
+            let seconds = period::period(&raw.text()?)?;
+            settings.scrub_every = Duration::from_secs(seconds);
+            Ok(())
+        },
+        show: |settings| period::shown(settings.scrub_every.as_secs()).into(),
     },
     Key {
         name: "import_threads",

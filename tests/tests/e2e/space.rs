@@ -1,9 +1,12 @@
 //! Quota, cache, time to live: what goes, what stays, and what `gc` and `df` say about it.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use shoal_tests::{
-    MB, MIB,
+    AT_MOST, MB, MIB,
     content::assert_same_file,
     place::{Place, link_of},
     process::{number, poll, text},
@@ -93,7 +96,10 @@ fn what_rotted_is_found_named_and_repaired_from_another_peer() {
     let file = place.file("f", 6 * MB);
     let (_share, link) = place.share("seeder", &file);
     place.fetch("home", &link, "out").run().done();
-    place.shoal("home", ["verify"]).run().ok();
+    let sound = place.shoal("home", ["verify"]).run().ok();
+    let (progress, cost) = (sound.event("verifying"), sound.event("scrubbed"));
+    assert_eq!(number(progress, "bytes_total"), 6 * MB, "it says how far it is");
+    assert!(number(cost, "bytes") >= 6 * MB && number(cost, "copies") > 6 && number(cost, "bad") == 0, "{cost}");
     // One bit of the landed file, and one of the index.
     for (path, at) in [(place.path("out/f"), 3_000_000), (place.path("home/store/index.redb"), 9000)] {
         let mut bytes = fs::read(&path).unwrap();
@@ -104,9 +110,37 @@ fn what_rotted_is_found_named_and_repaired_from_another_peer() {
     let sentence = found.failed("content", 9);
     assert!(sentence.contains("--repair"), "{sentence}");
     assert!(text(found.event("damaged"), "path").ends_with("out/f"), "{found:?}");
+    assert_eq!(number(found.event("scrubbed"), "bad"), 1);
     let repaired = place.shoal("home", ["verify", &link.to_string(), "--repair"]).run().ok();
     assert_eq!(repaired.last("verified").unwrap()["intact"], true);
     let fetched = number(repaired.event("done"), "bytes_fetched");
     assert!(fetched > 0 && fetched <= 1 << 20, "one chunk: {fetched}");
     place.shoal("home", ["verify"]).run().ok();
+}
+
+/// At its pace, saying how far it is, with what is bad fetched again from a peer that it finds.
+#[test]
+fn a_daemon_looks_for_rot_by_itself_and_repairs() {
+    let place = Place::new();
+    let file = place.file("f", 4 * MB);
+    let (_seeder, seeds) = place.daemon("seeder", &[]);
+    let link = link_of(place.shoal("seeder", ["share"]).args([&file]).run().ok().event("shared"));
+    place.fetch("home", &link, "out").run().done();
+    let mut bytes = fs::read(place.path("out/f")).unwrap();
+    bytes[1_000_000] ^= 1;
+    fs::write(place.path("out/f"), bytes).unwrap();
+
+    let begun = Instant::now();
+    let daemon = place.shoal("home", ["daemon", "--bootstrap", &seeds]);
+    let mut daemon = daemon.env("SHOAL_SCRUB_EVERY", "1s").env("SHOAL_SCRUB_RATE", "1").start();
+    daemon.event("listening");
+    let space = || place.shoal("home", ["df"]).run().ok().event("space").clone();
+    let scrub = poll("a scrub", AT_MOST, || space().get("scrub").filter(|scrub| scrub["bytes_done"] != 0).cloned());
+    assert!(number(&scrub, "bytes_total") >= 4 * MB && number(&scrub, "bytes_done") < 4 * MB, "{scrub}");
+    poll("the end of the scrub", AT_MOST, || space()["scrubbed_unix"].as_u64());
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(3), "4 MB at 1 MiB/s in {took:?}");
+    let repaired = || place.shoal("home", ["verify", &link.root.to_string()]).run();
+    poll("a repair", AT_MOST, || (repaired().code == Some(0)).then_some(()));
+    assert_eq!(daemon.interrupt().code, Some(0));
 }
