@@ -1,20 +1,22 @@
-//! A fault driver: commands of the real binary on one home die by kill -9, at random moments and at named points, while
-//! an outside log says what was acknowledged. After each, the home opens and has all of that; now and then everything is
-//! read again, or a bit of the index is flipped first.
+//! A fault driver: commands of the real binary on one home, a daemon that scrubs among them, die by kill -9, at random
+//! moments and at named points, while an outside log says what was acknowledged. After each, the home opens and has all of
+//! that; now and then and at the end everything is read again. Bits of the index are flipped, and of headers in packs.
 //!
 //! The short mode kills 40 times, and 10 times on an encrypted home; `SHOAL_TEST_KILLS` asks for more of each,
-//! `SHOAL_TEST_SEED` for other moments.
+//! `SHOAL_TEST_SEED` for other moments. From [`ALL_POINTS_FROM`] kills on, each named point must have been hit.
 
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
 use shoal_content::ShoalLink;
 use shoal_tests::{
+    AT_MOST,
     content::{assert_same_file, write_noise},
     place::{Place, Shoal, link_of},
     process::{Finished, Running, text},
@@ -24,21 +26,41 @@ const KILLS: u64 = 40;
 /// Each command on an encrypted home derives the key first.
 const KILLS_ENCRYPTED: u64 = 10;
 const SEED: u64 = 0xfa17;
-/// Named points of the store, each in the middle of something.
-const POINTS: [&str; 13] = [
-    "pack-appended",
-    "commit-before-sync",
-    "commit-before-index",
-    "commit-done",
-    "fetch-before-rename",
-    "fetch-renamed",
-    "evicted",
-    "gc-swept",
-    "gc-moved",
-    "gc-removed",
-    "scrub-rebuilds",
-    "index-made-anew",
-    "scrub-copy",
+/// So many kills that every named point is hit among them.
+const ALL_POINTS_FROM: u64 = 400;
+
+/// A daemon that did not die at its point by then is stopped.
+const DAEMON_FOR: Duration = Duration::from_millis(2500);
+
+/// What the home suffers in one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Deed {
+    Share,
+    Fetch,
+    Cache,
+    Pin,
+    Collect,
+    Verify,
+    Repair,
+    /// It scrubs after a second, and goes on with fetches that did not end.
+    Daemon,
+}
+
+/// Named points of the store, each in the middle of something, and what passes them.
+const POINTS: [(&str, &[Deed]); 13] = [
+    ("pack-appended", &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Repair]),
+    ("commit-before-sync", &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Pin, Deed::Collect]),
+    ("commit-before-index", &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Pin, Deed::Collect]),
+    ("commit-done", &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Pin, Deed::Collect]),
+    ("fetch-before-rename", &[Deed::Fetch]),
+    ("fetch-renamed", &[Deed::Fetch]),
+    ("evicted", &[Deed::Collect]),
+    ("gc-swept", &[Deed::Collect]),
+    ("gc-moved", &[Deed::Collect]),
+    ("gc-removed", &[Deed::Collect]),
+    ("scrub-rebuilds", &[Deed::Verify, Deed::Daemon]),
+    ("index-made-anew", &[Deed::Verify, Deed::Daemon]),
+    ("scrub-copy", &[Deed::Verify, Deed::Repair, Deed::Daemon]),
 ];
 
 /// What is known of a root: what was acknowledged last, and what a command that was killed may have made of it.
@@ -68,12 +90,17 @@ struct Driver {
     place: Place,
     /// Whether the home that suffers is encrypted.
     encrypted: bool,
+    seed: u64,
     random: u64,
     log: BTreeMap<String, Known>,
     /// What the seeder has.
     links: Vec<(PathBuf, ShoalLink)>,
     next: u64,
     kills: u64,
+    /// Of these, by the point at which.
+    hits: BTreeMap<&'static str, u64>,
+    /// Of these, by what was under way.
+    killed: BTreeMap<Deed, u64>,
     acknowledged: u64,
     /// The last command, for messages.
     last: String,
@@ -96,26 +123,49 @@ impl Driver {
     }
 
     /// Runs a command that dies in the middle, more often than not. Gives what it said.
-    fn run(&mut self, args: &[&str], quota: Option<&str>) -> Finished {
+    fn run(&mut self, deed: Deed, args: &[&str], settings: &[(&str, &str)]) -> Finished {
         let mut command = self.victim(args);
-        if let Some(quota) = quota {
-            command = command.env("SHOAL_QUOTA", quota);
+        for (name, value) in settings {
+            command = command.env(name, value);
         }
-        self.last = format!("{args:?}");
-        let stays = args[0] == "share";
-        let finished = if self.below(2) == 0 {
-            let (point, times) = (POINTS[self.below(POINTS.len() as u64) as usize], 1 + self.below(3));
-            self.last = format!("{args:?} at {point}:{times}");
+        self.last = format!("{args:?} {settings:?}");
+        let passed: Vec<&str> =
+            POINTS.iter().filter(|(_, deeds)| deeds.contains(&deed)).map(|(point, _)| *point).collect();
+        let (finished, killed) = if self.below(2) == 0 {
+            let point = passed[self.below(passed.len() as u64) as usize];
+            let times = 1 + self.below(if point == "scrub-copy" { 12 } else { 3 });
+            self.last = format!("{} at {point}:{times}", self.last);
             let running = command.env("SHOAL_TEST_FAILPOINT", format!("{point}:{times}")).start();
-            if stays { until_said(running, "shared") } else { running.finish() }
+            let by = Instant::now() + if deed == Deed::Daemon { DAEMON_FOR } else { AT_MOST };
+            let shared = |said: &[Value]| said.iter().any(|said| said["event"] == "shared");
+            let (finished, died) = match deed {
+                Deed::Share => until(running, |said| shared(said) || Instant::now() > by),
+                Deed::Daemon => until(running, |_| Instant::now() > by),
+                _ => {
+                    let finished = running.finish();
+                    let died = finished.code.is_none();
+                    (finished, died)
+                }
+            };
+            *self.hits.entry(point).or_default() += u64::from(died);
+            (finished, died)
         } else {
-            let after = Duration::from_micros(self.below(if stays { 60_000 } else { 120_000 }));
+            let (from, to) = match deed {
+                Deed::Share => (0, 60_000),
+                // Its scrub begins after a second.
+                Deed::Daemon => (900_000, 1_500_000),
+                _ => (0, 120_000),
+            };
+            let after = Duration::from_micros(from + self.below(to - from));
             let running = command.start();
             // The moment is what is tried here; nothing is waited for.
             std::thread::sleep(after);
-            running.kill()
+            let finished = running.kill();
+            let killed = finished.code.is_none();
+            (finished, killed)
         };
-        self.kills += u64::from(finished.code.is_none());
+        self.kills += u64::from(killed);
+        *self.killed.entry(deed).or_default() += u64::from(killed);
         finished
     }
 
@@ -139,18 +189,18 @@ impl Driver {
     }
 
     fn step(&mut self) {
-        match self.below(10) {
-            0..3 => {
+        match self.below(20) {
+            0..5 => {
                 let (name, len) = (format!("mine{}", self.next), 100_000 + self.below(400_000));
                 self.next += 1;
                 let path = self.place.path(&name);
                 write_noise(&path, self.random, len);
-                let said = self.run(&["share", &name], None);
+                let said = self.run(Deed::Share, &["share", &name], &[]);
                 if let Some(shared) = said.last("shared") {
                     self.note(&text(shared, "root"), true, there("shared", false));
                 }
             }
-            3..6 => {
+            5..10 => {
                 let which = self.below(self.links.len() as u64) as usize;
                 let (source, link) = self.links[which].clone();
                 let root = link.root.to_string();
@@ -165,7 +215,7 @@ impl Driver {
                     true => &["fetch", &link.to_string(), "--cache"],
                     false => &["fetch", &link.to_string(), "-o", &out],
                 };
-                let said = self.run(args, None);
+                let said = self.run(if cached { Deed::Cache } else { Deed::Fetch }, args, &[]);
                 let done = said.last("done").is_some();
                 let pinned = self.pinned(&root) || !cached;
                 self.note(&root, done, there(if cached { "cached" } else { "fetched" }, pinned));
@@ -181,7 +231,7 @@ impl Driver {
                     self.log.get_mut(&root).unwrap().landed = Some((landed, source));
                 }
             }
-            6..8 => {
+            10..13 => {
                 let sure: Vec<(String, State)> = self
                     .log
                     .iter()
@@ -194,19 +244,19 @@ impl Driver {
                 let (root, state) = sure[self.below(sure.len() as u64) as usize].clone();
                 let State::There { kind, complete, pinned } = state else { return };
                 if self.below(3) == 0 {
-                    let said = self.run(&["unshare", &root, "--forget"], None);
+                    let said = self.run(Deed::Pin, &["unshare", &root, "--forget"], &[]);
                     self.note(&root, said.last("unshared").is_some(), State::Gone);
                 } else {
-                    let said = self.run(&[if pinned { "unpin" } else { "pin" }, &root], None);
+                    let said = self.run(Deed::Pin, &[if pinned { "unpin" } else { "pin" }, &root], &[]);
                     // A pin says nothing of whether all of it is here: an unfinished fetch can be pinned as well.
                     let pinned = State::There { kind, complete, pinned: !pinned };
                     self.note(&root, said.last("pinned").is_some(), pinned);
                 }
             }
-            8 => {
+            13..15 => {
                 // A quota of next to nothing: what is cached and not pinned goes.
-                let quota = (self.below(2) == 0).then_some("1");
-                if quota.is_some() {
+                let quota: &[_] = if self.below(2) == 0 { &[("SHOAL_QUOTA", "1")] } else { &[] };
+                if !quota.is_empty() {
                     for known in self.log.values_mut() {
                         let may_go = |state: &State| matches!(state, State::There { kind, pinned: false, .. } if kind == "cached");
                         if known.may_be.iter().any(may_go) {
@@ -214,25 +264,97 @@ impl Driver {
                         }
                     }
                 }
-                self.run(&["gc"], quota);
+                self.run(Deed::Collect, &["gc"], quota);
             }
-            _ => {
-                if self.below(2) == 0 {
-                    self.flip_a_bit_of_the_index();
+            15..17 => {
+                self.damage();
+                self.run(Deed::Verify, &["verify"], &[]);
+                self.sound();
+            }
+            17..19 => {
+                self.damage();
+                for known in self.log.values_mut() {
+                    let completed = known.may_be.iter().filter_map(|state| match state {
+                        State::There { kind, complete: false, pinned } => Some(there(kind, *pinned)),
+                        _ => None,
+                    });
+                    let completed: Vec<_> = completed.collect();
+                    known.may_be.extend(completed);
                 }
-                self.run(&["verify"], None);
+                self.run(Deed::Daemon, &["daemon"], &[("SHOAL_SCRUB_EVERY", "1s")]);
+                self.sound();
             }
+            _ => self.rot_and_repair(),
         }
     }
 
-    fn flip_a_bit_of_the_index(&mut self) {
-        let path = self.place.path("victim/store/index.redb");
-        let Ok(mut bytes) = fs::read(&path) else { return };
-        let at = self.below(bytes.len() as u64) as usize;
-        bytes[at] ^= 1 << self.below(8);
-        fs::write(&path, bytes).unwrap();
-        // Whatever is told from here on, must be told from a sound index.
-        self.victim(&["verify"]).run();
+    /// Flips a bit of the index, or one of the header of a record in a pack; or nothing.
+    fn damage(&mut self) {
+        let packs = self.place.path("victim/store/packs");
+        match self.below(3) {
+            0 => {
+                let path = self.place.path("victim/store/index.redb");
+                let Ok(len) = fs::metadata(&path).map(|meta| meta.len()) else { return };
+                let at = self.below(len);
+                self.flip(&path, at);
+            }
+            1 => {
+                let Some(path) = fs::read_dir(packs).ok().and_then(|mut dir| Some(dir.next()?.unwrap().path())) else {
+                    return;
+                };
+                let bytes = fs::read(&path).unwrap();
+                let records: Vec<u64> =
+                    (0..bytes.len()).filter(|&at| bytes[at..].starts_with(b"sBLK")).map(|at| at as u64).collect();
+                if !records.is_empty() {
+                    let record = records[self.below(records.len() as u64) as usize];
+                    let at = record + self.below(8);
+                    self.flip(&path, at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Every byte is read, and what was damaged is as it should be from here on: whatever is told, is told from a sound
+    /// store, and the next damage is the only one.
+    fn sound(&self) {
+        let verified = self.victim(&["verify"]).run();
+        assert_eq!(verified.code, Some(0), "seed {}, {}: {verified:?}", self.seed, self.last);
+    }
+
+    /// Flips a bit of cached content, and has it fetched again.
+    fn rot_and_repair(&mut self) {
+        let which = self.below(self.links.len() as u64) as usize;
+        let (source, link) = self.links[which].clone();
+        let cached = self.log.get(&link.root.to_string()).is_some_and(|known| match known.may_be.as_slice() {
+            [State::There { kind, complete: true, .. }] => kind == "cached",
+            _ => false,
+        });
+        if !cached || self.encrypted {
+            return;
+        }
+        let source = fs::read(source).unwrap();
+        let at = self.below(source.len() as u64 - 32) as usize;
+        for pack in fs::read_dir(self.place.path("victim/store/packs")).unwrap() {
+            let path = pack.unwrap().path();
+            let bytes = fs::read(&path).unwrap();
+            let found = bytes.windows(32).enumerate().filter(|(_, window)| *window == &source[at..at + 32]);
+            for (copy, _) in found {
+                self.flip(&path, copy as u64);
+            }
+        }
+        self.run(Deed::Repair, &["verify", &link.to_string(), "--repair"], &[]);
+        let repaired = self.victim(&["verify", &link.to_string(), "--repair"]).run();
+        assert_eq!(repaired.code, Some(0), "seed {}, {}: {repaired:?}", self.seed, self.last);
+        self.sound();
+    }
+
+    fn flip(&mut self, path: &Path, at: u64) {
+        let bit = self.below(8);
+        let file = fs::File::options().read(true).write(true).open(path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1 << bit], at).unwrap();
     }
 
     /// Everything that was acknowledged is there. What is there now is what is known from here on.
@@ -260,16 +382,14 @@ impl Driver {
     }
 }
 
-/// Waits for an event, then for the end of the process or, if it stays, kills it.
-fn until_said(mut running: Running, event: &str) -> Finished {
-    let by = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < by && !running.is_over() {
-        if running.said().iter().any(|said| said["event"] == event) {
-            break;
-        }
-        std::thread::yield_now();
+/// Waits for what is to be said, then kills it; or until it dies by itself. Tells which.
+fn until(mut running: Running, mut done: impl FnMut(&[Value]) -> bool) -> (Finished, bool) {
+    while !running.is_over() && !done(running.said()) {
+        // A look takes microseconds; the process needs this core.
+        std::thread::sleep(Duration::from_millis(1));
     }
-    running.kill()
+    let died = running.is_over();
+    (running.kill(), died)
 }
 
 #[test]
@@ -297,11 +417,14 @@ fn kill_and_look(kills: u64, encrypted: bool) {
     let mut driver = Driver {
         place,
         encrypted,
+        seed,
         random: seed,
         log: BTreeMap::new(),
         links,
         next: 0,
         kills: 0,
+        hits: BTreeMap::new(),
+        killed: BTreeMap::new(),
         acknowledged: 0,
         last: String::new(),
     };
@@ -313,9 +436,15 @@ fn kill_and_look(kills: u64, encrypted: bool) {
         let last = driver.last.clone();
         driver.check(&format!("seed {seed}, step {steps} ({before:#x}), {last}"));
         if steps % 25 == 0 {
-            let verified = driver.victim(&["verify"]).run();
-            assert_eq!(verified.code, Some(0), "seed {seed}, step {steps}: {verified:?}");
+            driver.sound();
         }
     }
-    println!("seed {seed}: {} kills in {steps} commands, {} acknowledged", driver.kills, driver.acknowledged);
+    driver.sound();
+    let Driver { kills: killed, acknowledged, killed: by_deed, hits, .. } = driver;
+    println!(
+        "seed {seed}: {killed} kills in {steps} commands, {acknowledged} acknowledged; {by_deed:?}; at points: {hits:?}"
+    );
+    for (point, _) in POINTS.iter().filter(|_| kills >= ALL_POINTS_FROM) {
+        assert!(hits.get(point).is_some_and(|hits| *hits > 0), "none of {killed} kills was at {point}");
+    }
 }
