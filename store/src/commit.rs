@@ -259,7 +259,8 @@ impl Inner {
     }
 }
 
-fn is_gone(error: &io::Error) -> bool {
+/// Whether there is no such file.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 

@@ -1,15 +1,46 @@
-//! What reads found bad, kept until someone asks, one entry per file. Bounded: the oldest file is forgotten first.
+//! What reads found bad, kept until someone asks: for people, one entry per file, of which the oldest is forgotten first;
+//! and for those who serve, the blocks that lost a place. Both are bounded.
 
 use std::collections::VecDeque;
+
+use shoal_content::Cid;
 
 use crate::Damage;
 
 /// Most files remembered. More than a person reads; a fetch of the same blocks tells the rest again.
 pub(crate) const MAX_DAMAGED_FILES: usize = 1024;
 
+/// Most blocks remembered one by one; 40 bytes each. Beyond, whoever asks has to look at all that it cares for.
+pub(crate) const MAX_LOST_BLOCKS: usize = 16_384;
+
+/// Blocks that lost a place since the last [`take_lost`](crate::Store::take_lost). They may have another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Which; and whether the whole file that held the block is gone or cut, so that others in it may be gone as well.
+    pub blocks: Vec<(Cid, bool)>,
+    /// There were more than are told: any block may be gone.
+    pub more: bool,
+}
+
+impl Lost {
+    pub(crate) fn note(&mut self, cid: Cid, whole_file: bool) {
+        if self.blocks.len() < MAX_LOST_BLOCKS {
+            self.blocks.push((cid, whole_file));
+        } else {
+            self.more = true;
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct DamageLog {
     files: VecDeque<Damage>,
+    pub(crate) lost: Lost,
 }
 
 impl DamageLog {

@@ -48,6 +48,7 @@ mod value;
 
 pub use cache::S3Fifo;
 pub use checkout::*;
+pub use damage::Lost;
 pub use error::{ManifestError, OpenError, ReadError, StoreError};
 pub use gc::{Collect, Collected, Space};
 pub use hold::Hold;

@@ -4,7 +4,7 @@
 use std::{
     fs::{File, Metadata},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -14,6 +14,7 @@ use shoal_content::Cid;
 use crate::{
     Damage, DamageKind, MAX_STAGED_BYTES, ReadError, StoreError,
     buffers::Buffer,
+    commit::is_gone,
     disk::{open_foreign, read_exact_at},
     inner::{Inner, join},
     locks::{lock, write},
@@ -102,7 +103,7 @@ impl Inner {
                         worst = ReadError::Damaged { cid: *cid, at: Box::new(damage) };
                     }
                 }
-                Err(Failure::Forgotten) => self.drop_location(cid, loc),
+                Err(Failure::Forgotten) => self.drop_location(cid, loc, false),
                 Err(Failure::Io(path, source)) => {
                     worst = ReadError::Io { cid: *cid, path, source: Arc::new(source) };
                 }
@@ -117,8 +118,39 @@ impl Inner {
         let in_pack = matches!(loc.place, Place::Pack(_));
         let damage = Damage { path, in_pack, kind, cid: *cid, offset: loc.offset, blocks: 1 };
         self.report(&damage);
-        self.drop_location(cid, loc);
+        self.drop_location(cid, loc, kind != DamageKind::Mismatch);
         damage
+    }
+
+    /// See [`Store::examine`](crate::Store::examine).
+    pub(crate) fn examine(&self, cids: &[Cid]) -> Result<Vec<bool>, StoreError> {
+        // Blocks of one file mostly come one after another.
+        let mut last = None;
+        let mut there = Vec::with_capacity(cids.len());
+        for cid in cids {
+            let mut good = cid.is_empty_leaf();
+            for loc in self.locate(cid)? {
+                let Place::File(_) = loc.place else {
+                    good = true;
+                    continue;
+                };
+                let file = match last.take() {
+                    Some((place, file)) if place == loc.place => file,
+                    _ => self.resolve(loc.place)?.map(|path| (file_len(&path), path)),
+                };
+                match &file {
+                    None => self.drop_location(cid, loc, false),
+                    Some((None, path)) => drop(self.bad(cid, loc, DamageKind::Vanished, path.clone())),
+                    Some((Some(len), path)) if *len < loc.offset + u64::from(loc.len) => {
+                        drop(self.bad(cid, loc, DamageKind::Short, path.clone()));
+                    }
+                    Some(_) => good = true,
+                }
+                last = Some((loc.place, file));
+            }
+            there.push(good);
+        }
+        Ok(there)
     }
 
     /// Reads this very copy of a block. One that is bad leaves the index and is reported.
@@ -130,7 +162,7 @@ impl Inner {
             Err(Failure::Bad(..)) if !self.locate(cid)?.contains(loc) => Ok(Taken::Bad(None)),
             Err(Failure::Bad(kind, path)) => Ok(Taken::Bad(Some(Box::new(self.bad(cid, *loc, kind, path))))),
             Err(Failure::Forgotten) => {
-                self.drop_location(cid, *loc);
+                self.drop_location(cid, *loc, false);
                 Ok(Taken::Bad(None))
             }
             Err(Failure::Io(path, error)) => Err(io_error("read", &path, error)),
@@ -167,9 +199,7 @@ impl Inner {
         let path = self.resolve(loc.place).map_err(Failure::Store)?.ok_or(Failure::Forgotten)?;
         let file = match open_foreign(&path) {
             Ok(file) => file,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Err(Failure::Bad(DamageKind::Vanished, path));
-            }
+            Err(error) if is_gone(&error) => return Err(Failure::Bad(DamageKind::Vanished, path)),
             Err(error) => return Err(Failure::Io(path, error)),
         };
         let meta = match file.metadata() {
@@ -210,12 +240,22 @@ impl Inner {
         }
     }
 
-    fn drop_location(&self, cid: &Cid, loc: Loc) {
+    fn drop_location(&self, cid: &Cid, loc: Loc, whole_file: bool) {
+        lock(&self.damage).lost.note(*cid, whole_file && matches!(loc.place, Place::File(_)));
         let mut overlay = write(&self.overlay);
         // Beyond the limit (nobody commits) the location stays, and every read finds it bad again.
         if overlay.current.bytes() < 2 * MAX_STAGED_BYTES {
             overlay.remove(cid.key(), loc);
         }
+    }
+}
+
+/// The length of a file; `None` if there is none. One that cannot be examined now may be there: reads will tell.
+fn file_len(path: &Path) -> Option<u64> {
+    match std::fs::metadata(path) {
+        Ok(meta) => meta.is_file().then_some(meta.len()),
+        Err(error) if is_gone(&error) => None,
+        Err(_) => Some(u64::MAX),
     }
 }
 

@@ -13,13 +13,15 @@ const MAX_RUN_BYTES: u64 = 1 << 20;
 pub struct Run {
     /// How many.
     pub blocks: usize,
-    /// Their bytes, one behind the other; `None` for one block that is missing or damaged.
+    /// Their bytes, one behind the other; `None` for one block that is missing or damaged, or cannot be read now.
     pub bytes: Option<Bytes>,
+    /// There are no bytes since the disk or the index refused to be read: another time they may be there.
+    pub refused: bool,
 }
 
 impl Inner {
     /// See [`crate::Store::read_runs`].
-    pub(crate) fn read_runs(&self, leaves: &[Leaf]) -> Result<Vec<Run>, ReadError> {
+    pub(crate) fn read_runs(&self, leaves: &[Leaf]) -> Vec<Run> {
         let mut runs = Vec::new();
         let mut rest = leaves;
         // Where the first of the rest is, if that was looked up already.
@@ -27,31 +29,39 @@ impl Inner {
         while let Some(first) = rest.first() {
             let head = match known.take() {
                 Some(loc) => Some(loc),
-                None => self.locate(&first.cid)?.first().copied(),
+                None => self.first_place(first),
             };
             let head = head.filter(|head| head.len == first.len);
             let mut blocks = 1;
             if let Some(head) = &head {
-                (blocks, known) = self.side_by_side(rest, head)?;
+                // Where the index cannot be read, the blocks are looked up one by one.
+                (blocks, known) = self.side_by_side(rest, head).unwrap_or((1, None));
             }
             let (run, later) = rest.split_at(blocks);
             match head.and_then(|head| self.read_run(run, &head)) {
-                Some(bytes) => runs.push(Run { blocks, bytes: Some(bytes) }),
+                Some(bytes) => runs.push(Run { blocks, bytes: Some(bytes), refused: false }),
                 // One of them is not what it was, or not there: one by one, so that it is found out which.
                 None => {
                     for leaf in run {
-                        let bytes = match self.read(&leaf.cid) {
-                            Ok(bytes) => Some(bytes).filter(|bytes| bytes.len() == leaf.len as usize),
-                            Err(ReadError::Missing(_) | ReadError::Damaged { .. }) => None,
-                            Err(error) => return Err(error),
+                        let (bytes, refused) = match self.read(&leaf.cid) {
+                            Ok(bytes) => (Some(bytes).filter(|bytes| bytes.len() == leaf.len as usize), false),
+                            Err(ReadError::Missing(_) | ReadError::Damaged { .. }) => (None, false),
+                            Err(error) => {
+                                tracing::debug!(%error, "cannot read a block");
+                                (None, true)
+                            }
                         };
-                        runs.push(Run { blocks: 1, bytes });
+                        runs.push(Run { blocks: 1, bytes, refused });
                     }
                 }
             }
             rest = later;
         }
-        Ok(runs)
+        runs
+    }
+
+    fn first_place(&self, leaf: &Leaf) -> Option<Loc> {
+        self.locate(&leaf.cid).ok()?.first().copied()
     }
 
     /// How many of the leaves lie one behind the other, the first of them at `head`; and where the second one is, if that is

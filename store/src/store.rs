@@ -9,7 +9,7 @@ use bytes::Bytes;
 use shoal_content::{Cid, Manifest, Walk, WalkLimits};
 
 use crate::{
-    BaseId, Collect, Collected, Damage, Hold, ManifestError, OpenError, Options, ReadError, RootRecord, Scrub,
+    BaseId, Collect, Collected, Damage, Hold, Lost, ManifestError, OpenError, Options, ReadError, RootRecord, Scrub,
     Scrubbed, Space, Stamp, Stats, StoreError,
     disk::{Disk, RealDisk},
     inner::Inner,
@@ -79,9 +79,8 @@ impl Store {
     /// [`read`](Self::read) for many leaves, in the given order: those that lie one behind the other in one file come
     /// together, from one read. A leaf that is not as long as it says is missing.
     ///
-    /// # Errors
-    /// [`ReadError::Io`] and [`ReadError::Store`]; a block that is missing or damaged is a run without bytes.
-    pub fn read_runs(&self, leaves: &[shoal_content::Leaf]) -> Result<Vec<crate::Run>, ReadError> {
+    /// A block that is missing, damaged or cannot be read now is a run without bytes; the others come all the same.
+    pub fn read_runs(&self, leaves: &[shoal_content::Leaf]) -> Vec<crate::Run> {
         self.inner.read_runs(leaves)
     }
 
@@ -223,6 +222,22 @@ impl Store {
     /// oldest entry is dropped.
     pub fn take_damage(&self) -> Vec<Damage> {
         lock(&self.inner.damage).take()
+    }
+
+    /// Which blocks lost a place since the last call, because it was found bad. For one caller, who serves them.
+    pub fn take_lost(&self) -> Lost {
+        std::mem::take(&mut lock(&self.inner.damage).lost)
+    }
+
+    /// Whether [`take_lost`](Self::take_lost) would give any. Costs nothing.
+    pub fn has_lost(&self) -> bool {
+        !lock(&self.inner.damage).lost.is_empty()
+    }
+
+    /// [`has_many`](Self::has_many), and the files that are to hold the blocks are there and long enough; where one is not,
+    /// the reference leaves the index as it would at a read. Reads nothing.
+    pub fn examine(&self, cids: &[Cid]) -> Result<Vec<bool>, StoreError> {
+        self.inner.examine(cids)
     }
 
     /// Keeps the garbage collector away from what an operation relies on before its root has a record.

@@ -2,7 +2,8 @@
 //! `choke`, formats in `wire`.
 //!
 //! `hub` is one task that owns all state; everything else sends it [`Input`]s. `link` is a connection's three tasks,
-//! `serve` answers requests, `batch` runs one, `resolve` gets a root's nodes, `fetch` is the life of one fetch.
+//! `serve` answers requests, `batch` runs one, `resolve` gets a root's nodes, `fetch` is the life of one fetch, `stock` finds
+//! out which leaves are here.
 
 mod batch;
 mod fetch;
@@ -11,6 +12,7 @@ mod link;
 mod resolve;
 mod root;
 mod serve;
+mod stock;
 mod thrift;
 mod throttle;
 
@@ -68,6 +70,12 @@ enum Input {
     },
     Committed(Cid, u64, Result<(), FetchError>),
     Finished(Cid, u64, Result<fetch::Landed, FetchError>),
+    /// A request met blocks that are gone.
+    Lost,
+    /// A request met leaves that cannot be read now.
+    Unread(Cid, Vec<u32>),
+    /// What was looked for in the store.
+    Looked(Vec<(Cid, stock::Found)>),
     Shutdown,
 }
 

@@ -3,6 +3,7 @@
 
 mod fetching;
 mod peers;
+mod stocks;
 
 use super::{
     FetchEvent, Input, LinkId, Served,
@@ -12,6 +13,7 @@ use super::{
     resolve::{self, Resolver},
     root::{Member, Root},
     serve::Server,
+    stock::{self, Agenda, Found},
     throttle::Throttle,
 };
 use crate::{
@@ -100,6 +102,7 @@ pub(super) struct Hub {
     bytes_out: u64,
     /// Roots with actions to take or haves to tell.
     touched: BTreeSet<Cid>,
+    agenda: Agenda,
 }
 
 /// A peer's tag for striping: the same for all who know it.
@@ -115,7 +118,8 @@ impl Hub {
         let (rates, changes) = watch::channel(config.rates);
         let throttle = Arc::new(Throttle::new(changes));
         let compress = config.compression != Compression::Off;
-        let server = Server::new(store.clone(), watching, throttle.clone(), config.limits.clone(), compress);
+        let limits = config.limits.clone();
+        let server = Server::new(store.clone(), watching, throttle.clone(), limits, compress, inbox.clone());
         let server = Arc::new(server);
         Hub {
             me: endpoint.peer_id(),
@@ -138,6 +142,7 @@ impl Hub {
             bytes_in: 0,
             bytes_out: 0,
             touched: BTreeSet::new(),
+            agenda: Agenda::default(),
         }
     }
 
@@ -145,6 +150,8 @@ impl Hub {
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Input>) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(stock::LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut inputs = Vec::with_capacity(INPUTS_AT_ONCE);
         loop {
             let busy = self.roots.values().any(|r| r.fetch.is_some())
@@ -155,6 +162,7 @@ impl Hub {
                 // several at once: haves of one round travel in one message
                 n = inbox.recv_many(&mut inputs, INPUTS_AT_ONCE) => if n == 0 { break },
                 _ = tick.tick(), if busy => self.tick(),
+                _ = look.tick(), if !self.roots.is_empty() => self.look_for_losses(),
                 () = sleep_until(stall.map(|t| self.origin + t)) => self.stalls(),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     if let Err(error) = ended && error.is_panic() {
@@ -237,6 +245,9 @@ impl Hub {
                 }
             }
             Input::Finished(root, fetch, result) => self.finished(root, fetch, result),
+            Input::Lost => self.look_for_losses(),
+            Input::Unread(root, leaves) => self.unread(root, leaves),
+            Input::Looked(found) => self.looked(found),
             Input::Shutdown => {}
         }
     }
@@ -259,13 +270,14 @@ impl Hub {
     fn seeding(&mut self, root: Cid, manifest: Arc<Manifest>) {
         let leaves = manifest.leaves().len();
         let r = self.roots.entry(root).or_default();
-        if r.fetch.is_none() {
+        if r.fetch.is_none() && r.manifest.is_none() {
+            // what is here is looked up next
             r.have = FixedBitSet::with_capacity(leaves);
-            r.have.insert_range(..);
             r.manifest = Some(manifest);
         }
         r.seeding = true;
         self.publish();
+        self.agenda.note_root(root);
     }
 
     fn unseed(&mut self, root: Cid) {
@@ -322,29 +334,10 @@ impl Hub {
             self.act(root);
             self.announce(root);
         }
+        self.look();
         let links: Vec<LinkId> = self.links.iter().filter(|(_, l)| !l.outbox.is_empty()).map(|(id, _)| *id).collect();
         for id in links {
             self.flush(id);
-        }
-    }
-
-    /// Tells members of new leaves.
-    fn announce(&mut self, root: Cid) {
-        let Some(r) = self.roots.get_mut(&root) else { return };
-        if r.fresh.is_empty() {
-            return;
-        }
-        let mut fresh = std::mem::take(&mut r.fresh);
-        fresh.sort_unstable();
-        let sets = LeafSet::pack(fresh);
-        for member in r.members.values() {
-            if let Some(link) = self.links.get_mut(&member.link)
-                && let Some(channel) = link.ours.get(&root).copied()
-            {
-                for leaves in &sets {
-                    link.say(&Message::Have { channel, leaves: leaves.clone() });
-                }
-            }
         }
     }
 
@@ -371,7 +364,7 @@ impl Hub {
             Stage::Running(running) => running.swarm.poll_timeout(),
             _ => None,
         });
-        swarms.chain(self.choker.poll_timeout()).min()
+        swarms.chain(self.choker.poll_timeout()).chain(self.agenda.poll_timeout()).min()
     }
 
     fn stalls(&mut self) {

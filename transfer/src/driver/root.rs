@@ -49,8 +49,10 @@ pub(super) struct Root {
     pub(super) manifest: Option<Arc<Manifest>>,
     /// Leaves that can be served.
     pub(super) have: FixedBitSet,
-    /// Leaves in `have` that members have not been told of.
+    /// Leaves in `have` that members have not been told of, and leaves that they have not been told are gone. What became of
+    /// them meanwhile, `have` says.
     pub(super) fresh: Vec<u32>,
+    pub(super) gone: Vec<u32>,
     /// Served for its own sake, not only while it is fetched.
     pub(super) seeding: bool,
     pub(super) members: BTreeMap<PeerId, Member>,
@@ -75,6 +77,25 @@ impl Root {
         for addr in addrs {
             if !known.addrs.contains(&addr) && known.addrs.len() < MAX_ADDRS {
                 known.addrs.push(addr);
+            }
+        }
+    }
+
+    /// Leaves are here.
+    pub(super) fn gained(&mut self, leaves: impl IntoIterator<Item = u32>) {
+        for leaf in leaves {
+            if (leaf as usize) < self.have.len() && !self.have.put(leaf as usize) {
+                self.fresh.push(leaf);
+            }
+        }
+    }
+
+    /// Leaves cannot be served any more.
+    pub(super) fn lost(&mut self, leaves: impl IntoIterator<Item = u32>) {
+        for leaf in leaves {
+            if self.have.contains(leaf as usize) {
+                self.have.remove(leaf as usize);
+                self.gone.push(leaf);
             }
         }
     }

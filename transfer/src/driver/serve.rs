@@ -2,7 +2,7 @@
 //! It knows neither peers nor swarms.
 
 use super::{
-    Served,
+    Input, Served,
     link::{self, LinkShared},
     throttle::{PIECE_BYTES, Throttle, Way},
 };
@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
 };
 
@@ -52,6 +52,7 @@ pub(super) struct Server {
     throttle: Arc<Throttle>,
     limits: TransferLimits,
     compress: bool,
+    inbox: mpsc::Sender<Input>,
 }
 
 /// A request that cannot be answered: the code its streams are reset with.
@@ -64,11 +65,12 @@ impl Server {
         throttle: Arc<Throttle>,
         limits: TransferLimits,
         compress: bool,
+        inbox: mpsc::Sender<Input>,
     ) -> Self {
         let permits = (limits.serve_bytes / PERMIT_BYTES).max(2 * GROUP_BYTES / PERMIT_BYTES);
         let wide = Arc::new(Semaphore::new(limits.wide_connections));
         let budget = Arc::new(Semaphore::new(permits));
-        Server { store, served, budget, budget_permits: permits as u32, wide, throttle, limits, compress }
+        Server { store, served, budget, budget_permits: permits as u32, wide, throttle, limits, compress, inbox }
     }
 
     /// Lets more be in flight on a connection whose path is long.
@@ -221,8 +223,7 @@ impl Server {
             while let Some(leaf) =
                 rest.next_if(|leaf| bytes == 0 || bytes + manifest.leaves()[*leaf as usize].len as usize <= most)
             {
-                let leaf = manifest.leaves()[leaf as usize];
-                bytes += leaf.len as usize;
+                bytes += manifest.leaves()[leaf as usize].len as usize;
                 group.push(leaf);
             }
             let reading = if group.is_empty() {
@@ -239,15 +240,20 @@ impl Server {
                     drop(permit);
                 }
                 let permit = self.permit(bytes).await?;
-                let store = self.store.clone();
-                Some((tokio::task::spawn_blocking(move || read_group(&store, &group, level)), permit))
+                let (store, manifest) = (self.store.clone(), manifest.clone());
+                Some((tokio::task::spawn_blocking(move || read_group(&store, &manifest, &group, level)), permit))
             };
             if let Some((group, permit)) = ready.take() {
                 self.write(send, group, shared).await?;
                 drop(permit);
             }
             let Some((reading, permit)) = reading else { return Ok(()) };
-            let packs = reading.await.map_err(|_| Refusal(code::FAILED))??;
+            let Group { packs, missing, unread } = reading.await.map_err(|_| Refusal(code::FAILED))?;
+            let unread = unread.map(|leaves| Input::Unread(manifest.root(), leaves));
+            for news in missing.then_some(Input::Lost).into_iter().chain(unread) {
+                // a hub that is gone is shutting down
+                let _gone = self.inbox.send(news).await;
+            }
             packs.iter().for_each(|packed| shared.note(packed));
             ready = Some((packs.into_iter().flat_map(|packed| packed.out).collect(), permit));
         }
@@ -319,35 +325,46 @@ pub(super) enum Attempt {
     Resisted,
 }
 
-/// Reads and verifies leaves, and packs those that are there.
-fn read_group(store: &Store, group: &[Leaf], level: Option<i32>) -> Result<Vec<Packed>, Refusal> {
-    let runs = store.read_runs(group).map_err(|error| {
-        tracing::warn!(%error, "cannot read a block that is to be served");
-        Refusal(code::FAILED)
-    })?;
+/// What was read of some leaves.
+struct Group {
+    packs: Vec<Packed>,
+    /// Some are not here.
+    missing: bool,
+    /// Some could not be read now.
+    unread: Option<Vec<u32>>,
+}
+
+/// Reads and verifies leaves, and packs those that can be read. The others are answered as missing, and take none with
+/// them.
+fn read_group(store: &Store, manifest: &Manifest, group: &[u32], level: Option<i32>) -> Group {
+    let leaves: Vec<Leaf> = group.iter().map(|leaf| manifest.leaves()[*leaf as usize]).collect();
     let mut out = Vec::new();
     let (mut items, mut bytes) = (0, Vec::new());
-    for run in runs {
-        match run.bytes {
-            Some(some) => {
-                // a request is for no more than 4,096 leaves
-                items += run.blocks as u16;
-                bytes.push(some);
-            }
-            None => {
-                if items > 0 {
-                    out.push(pack(items, std::mem::take(&mut bytes), level));
-                    items = 0;
-                }
-                let head = PackHead { kind: PackKind::Missing, items: 1, plain: 0, wire: 0 };
-                out.push(Packed { out: vec![head.encode().to_vec().into()], attempt: Attempt::None });
-            }
+    let (mut at, mut missing, mut unread) = (0, false, None);
+    for run in store.read_runs(&leaves) {
+        let first = group[at];
+        at += run.blocks;
+        if let Some(some) = run.bytes {
+            // a request is for no more than 4,096 leaves
+            items += run.blocks as u16;
+            bytes.push(some);
+            continue;
+        }
+        if items > 0 {
+            out.push(pack(items, std::mem::take(&mut bytes), level));
+            items = 0;
+        }
+        let head = PackHead { kind: PackKind::Missing, items: 1, plain: 0, wire: 0 };
+        out.push(Packed { out: vec![head.encode().to_vec().into()], attempt: Attempt::None });
+        match run.refused {
+            true => unread.get_or_insert_with(Vec::new).push(first),
+            false => missing = true,
         }
     }
     if items > 0 {
         out.push(pack(items, bytes, level));
     }
-    Ok(out)
+    Group { packs: out, missing, unread }
 }
 
 /// Packs items, compressed if there is a level and it is worth it.

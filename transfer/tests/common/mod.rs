@@ -3,13 +3,18 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use shoal_content::{Cid, Profile, SHOAL_V1};
-use shoal_net::{Connection, Endpoint, Incoming, Keypair, NetConfig, PeerId, quinn::SendStream};
+use shoal_net::{
+    Connection, Endpoint, Incoming, Keypair, NetConfig, PeerId,
+    quinn::{RecvStream, SendStream},
+};
 use shoal_store::{ImportOptions, Options, Store};
 use shoal_transfer::{
     Fetch, FetchError, FetchEvent, FetchReport, FetchRequest, PeerAddr, Transfer, TransferConfig,
-    wire::{LeafSet, Message, PackHead, PackKind, Request},
+    wire::{Decoder, LeafSet, Message, PackHead, PackKind, Packing, Request},
 };
 use std::{
+    collections::BTreeSet,
+    ops::Range,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
     time::Duration,
@@ -283,4 +288,89 @@ async fn mix(sizes: &[u32], mut answers: Vec<(SendStream, LeafSet)>) {
 /// The head of a pack of one leaf.
 fn plain_head(len: u32) -> Vec<u8> {
     PackHead { kind: PackKind::Plain, items: 1, plain: len, wire: len }.encode().to_vec()
+}
+
+/// A peer that joins a root's swarm and writes down which leaves it was told of.
+pub struct Listener {
+    pub connection: Connection,
+    control: RecvStream,
+    /// Kept open: its end would be the connection's.
+    _said: SendStream,
+    decoder: Decoder,
+    pub told: BTreeSet<u32>,
+    /// How often a leaf was said to be there, and to be gone.
+    pub haves: u64,
+    pub dont_haves: u64,
+    _endpoint: Endpoint,
+}
+
+impl Listener {
+    pub async fn join(peer: &PeerAddr, root: Cid) -> Listener {
+        let (endpoint, _incoming) = bind();
+        let connection = endpoint.connect(peer.addrs[0], peer.peer).await.unwrap();
+        let mut said = connection.quinn().open_uni().await.unwrap();
+        let mut bytes = vec![];
+        let hello = shoal_transfer::wire::Hello { version: 1, features: 0, agent: "listener".into(), addrs: vec![] };
+        Message::Hello(hello).encode(&mut bytes);
+        Message::Join { channel: 3, root, leaves: 0, answer: true }.encode(&mut bytes);
+        said.write_all(&bytes).await.unwrap();
+        let control = connection.quinn().accept_uni().await.unwrap();
+        let (told, decoder) = (BTreeSet::new(), Decoder::default());
+        Listener { connection, control, _said: said, decoder, told, haves: 0, dont_haves: 0, _endpoint: endpoint }
+    }
+
+    /// Reads what comes until what was told is like this.
+    pub async fn until(&mut self, what: &str, like: impl Fn(&BTreeSet<u32>) -> bool) {
+        let heard = async {
+            while !like(&self.told) {
+                let chunk = self.control.read_chunk(1 << 16, true).await.unwrap().expect("the control stream ended");
+                self.decoder.push(&chunk.bytes);
+                while let Some(message) = self.decoder.poll().unwrap() {
+                    self.hear(message);
+                }
+            }
+        };
+        if tokio::time::timeout(LIMIT, heard).await.is_err() {
+            panic!("never told that {what}: {:?}", self.told);
+        }
+    }
+
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Have { leaves, .. } => {
+                for leaf in leaves.ranges().into_iter().flatten() {
+                    self.told.insert(leaf);
+                    self.haves += 1;
+                }
+            }
+            Message::DontHave { leaves, .. } => {
+                for leaf in leaves.ranges().into_iter().flatten() {
+                    self.told.remove(&leaf);
+                    self.dont_haves += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Asks for leaves; gives how many bytes came of each, or that it is missing.
+    pub async fn ask(&self, root: Cid, sizes: &[u32], leaves: Range<u32>) -> Vec<Option<u32>> {
+        let (mut send, mut recv) = self.connection.quinn().open_bi().await.unwrap();
+        let set = LeafSet::Ranges(std::iter::once(leaves.clone()).collect());
+        send.write_all(&Request::Leaves { root, packing: Packing::Off, leaves: set }.encode()).await.unwrap();
+        send.finish().unwrap();
+        let answer = tokio::time::timeout(LIMIT, recv.read_to_end(1 << 28)).await.unwrap().unwrap();
+        let mut rest = &answer[..];
+        let mut left = leaves;
+        let mut got = vec![];
+        while let Some((head, body)) = rest.split_first_chunk() {
+            let head = PackHead::decode(head).unwrap();
+            rest = &body[head.wire as usize..];
+            for leaf in left.by_ref().take(head.items.into()) {
+                got.push((head.kind == PackKind::Plain).then(|| sizes[leaf as usize]));
+            }
+        }
+        assert_eq!(left.len(), 0, "the answer ends early");
+        got
+    }
 }

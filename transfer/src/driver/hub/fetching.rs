@@ -92,7 +92,7 @@ impl Hub {
         let sink = Sink::new((root, id), manifest, checkout, config.limits.verify_bytes, packing, throttle, inbox);
         let running = Running::new(swarm, sink, bytes_resumed, bytes_local);
         f.stage = Stage::Running(Box::new(running));
-        if !r.seeding {
+        if !r.seeding || r.have.len() != have.len() {
             r.have = have;
         }
         self.publish();
@@ -190,6 +190,7 @@ impl Hub {
             let report = f.report(now, &running, landed);
             self.tasks.spawn(f.end(FetchEvent::Done(Box::new(report))));
         }
+        self.look_for_what_is_missing();
     }
 
     pub(super) fn fail_if(&mut self, root: Cid, id: u64, error: FetchError) {
@@ -220,7 +221,9 @@ impl Hub {
             }
             ended.await;
         });
-        if !seeding {
+        if seeding {
+            self.agenda.note_root(root);
+        } else {
             self.forget(root);
         }
     }

@@ -1,0 +1,91 @@
+//! The hub's half that knows what is here: it has the store looked at, notes what came and what went, and tells members.
+
+use super::*;
+
+impl Hub {
+    pub(super) fn look_for_losses(&mut self) {
+        if self.store.has_lost() {
+            self.agenda.note_losses();
+        }
+    }
+
+    /// Starts the next look at the store, if there is one to start.
+    pub(super) fn look(&mut self) {
+        let Some(look) = self.agenda.next(self.now()) else { return };
+        let (store, served, inbox) = (self.store.clone(), self.served.borrow().clone(), self.inbox.clone());
+        self.tasks.spawn(async move {
+            let looked = tokio::task::spawn_blocking(move || stock::look(&store, &served, look)).await;
+            // a look that panicked found nothing; a hub that is gone is shutting down
+            let _gone = inbox.send(Input::Looked(looked.unwrap_or_default())).await;
+        });
+    }
+
+    /// A look is over.
+    pub(super) fn looked(&mut self, found: Vec<(Cid, Found)>) {
+        self.agenda.looked(self.now(), &found);
+        for (root, found) in found {
+            let Some(r) = self.roots.get_mut(&root) else { continue };
+            match found {
+                Found::Gone(leaves) => {
+                    tracing::info!(%root, leaves = leaves.len(), "leaves are gone");
+                    r.lost(leaves);
+                }
+                Found::Read(leaves, _) => r.gained(leaves),
+                // a fetch knows better what it has brought meanwhile; the look is taken again when it ends
+                Found::Here(_) if r.fetch.is_some() => {}
+                Found::Here(here) => {
+                    let gone: Vec<u32> = r.have.difference(&here).map(|leaf| leaf as u32).collect();
+                    r.lost(gone);
+                    r.gained(here.ones().map(|leaf| leaf as u32));
+                }
+            }
+            self.touched.insert(root);
+        }
+    }
+
+    /// Leaves cannot be read now: nobody else should ask for them until they can.
+    pub(super) fn unread(&mut self, root: Cid, leaves: Vec<u32>) {
+        let Some(r) = self.roots.get_mut(&root) else { return };
+        self.agenda.note_unread(self.origin.elapsed(), root, leaves.iter().copied());
+        r.lost(leaves);
+        self.touched.insert(root);
+    }
+
+    /// What a fetch brought may be what another root has lost.
+    pub(super) fn look_for_what_is_missing(&mut self) {
+        for (root, r) in &self.roots {
+            if r.seeding && r.fetch.is_none() && !r.have.is_full() {
+                self.agenda.note_root(*root);
+            }
+        }
+    }
+
+    /// Tells members which leaves came, and which went.
+    pub(super) fn announce(&mut self, root: Cid) {
+        let Some(r) = self.roots.get_mut(&root) else { return };
+        if r.fresh.is_empty() && r.gone.is_empty() {
+            return;
+        }
+        let (mut fresh, mut gone) = (std::mem::take(&mut r.fresh), std::mem::take(&mut r.gone));
+        gone.retain(|leaf| !r.have.contains(*leaf as usize));
+        fresh.retain(|leaf| r.have.contains(*leaf as usize));
+        let pack = |leaves: &mut Vec<u32>| {
+            leaves.sort_unstable();
+            leaves.dedup();
+            LeafSet::pack(leaves.drain(..))
+        };
+        let (gone, fresh) = (pack(&mut gone), pack(&mut fresh));
+        for member in r.members.values() {
+            if let Some(link) = self.links.get_mut(&member.link)
+                && let Some(channel) = link.ours.get(&root).copied()
+            {
+                for leaves in &gone {
+                    link.say(&Message::DontHave { channel, leaves: leaves.clone() });
+                }
+                for leaves in &fresh {
+                    link.say(&Message::Have { channel, leaves: leaves.clone() });
+                }
+            }
+        }
+    }
+}

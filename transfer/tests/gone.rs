@@ -1,0 +1,111 @@
+//! Blocks that go, or cannot be read for a while: members are told which, and told again when they are back; what is left of
+//! a request is answered all the same.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use common::{Listener, Peer, finish, noise};
+use shoal_content::{Cid, Manifest};
+use shoal_transfer::{FetchInto, FetchRequest, PeerAddr};
+use std::{collections::BTreeSet, fs, os::unix::fs::FileExt as _, path::Path};
+
+const MB: usize = 1 << 20;
+
+fn sizes(manifest: &Manifest) -> Vec<u32> {
+    manifest.leaves().iter().map(|leaf| leaf.len).collect()
+}
+
+async fn repair(peer: &Peer, root: Cid, from: Vec<PeerAddr>) {
+    let request = FetchRequest { into: FetchInto::Repair, ..peer.request(root, "film", from) };
+    finish(peer.transfer.fetch(request).await.unwrap()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_edit_a_cut_or_a_removal_takes_is_told_and_what_a_repair_brings_back_as_well() {
+    let (seeder, other) = (Peer::start(), Peer::start());
+    let bytes = noise(31, 9 * MB);
+    let (root, path) = seeder.share_bytes("film", &bytes).await;
+    other.share_bytes("film", &bytes).await;
+    let manifest = seeder.store.manifest(&root).unwrap();
+    let (sizes, count) = (sizes(&manifest), manifest.leaves().len() as u32);
+    let all: BTreeSet<u32> = (0..count).collect();
+    let mut early = Listener::join(&seeder.addr(), root).await;
+    early.until("all are there", |told| *told == all).await;
+
+    // An edit: a read of any kind notices it, and a peer that joins later is not told of the leaf.
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(b"not what it was", manifest.places(5)[0].offset + 9).unwrap();
+    seeder.store.read(&manifest.leaves()[5].cid).unwrap_err();
+    let without: BTreeSet<u32> = (0..count).filter(|leaf| *leaf != 5).collect();
+    early.until("5 is gone", |told| *told == without).await;
+    let mut late = Listener::join(&seeder.addr(), root).await;
+    late.until("all but 5 are there", |told| told.len() == without.len()).await;
+    assert!(late.told == without && late.dont_haves == 0);
+
+    // A cut: whoever asks for one of the leaves behind it has all of them told.
+    let kept = 20;
+    file.set_len(manifest.places(kept)[0].offset + 100).unwrap();
+    assert_eq!(late.ask(root, &sizes, count - 1..count).await, [None]);
+    let left: BTreeSet<u32> = without.iter().copied().filter(|leaf| *leaf < kept).collect();
+    for listener in [&mut early, &mut late] {
+        listener.until("what was cut off is gone", |told| *told == left).await;
+    }
+
+    repair(&seeder, root, vec![other.addr()]).await;
+    for listener in [&mut early, &mut late] {
+        listener.until("all are back", |told| *told == all).await;
+    }
+    let got = late.ask(root, &sizes, 0..count).await;
+    assert!(got.iter().all(Option::is_some), "{got:?}");
+
+    // Gone as a whole: what was repaired is not in the file, and stays.
+    fs::remove_file(&path).unwrap();
+    assert_eq!(late.ask(root, &sizes, 0..1).await, [None]);
+    let repaired: BTreeSet<u32> = all.difference(&left).copied().collect();
+    early.until("the file is gone", |told| *told == repaired).await;
+
+    // Shared again: it is the same root.
+    seeder.share_bytes("film", &bytes).await;
+    early.until("it is shared again", |told| *told == all).await;
+}
+
+/// A path that leads in circles can be opened by nobody, root included, and says so by an error that is not "not found".
+fn make_unreadable(path: &Path) {
+    fs::rename(path, path.with_extension("aside")).unwrap();
+    std::os::unix::fs::symlink(path, path).unwrap();
+}
+
+fn make_readable(path: &Path) {
+    fs::remove_file(path).unwrap();
+    fs::rename(path.with_extension("aside"), path).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_takes_nothing_with_it_and_is_offered_again_when_it_can() {
+    let seeder = Peer::start();
+    let tree = seeder.dir.path().join("tree");
+    fs::create_dir_all(&tree).unwrap();
+    for (name, seed) in [("a", 41), ("b", 42), ("c", 43)] {
+        fs::write(tree.join(name), noise(seed, 2 * MB)).unwrap();
+    }
+    let root = seeder.share(&tree).await;
+    let manifest = seeder.store.manifest(&root).unwrap();
+    let (sizes, count) = (sizes(&manifest), manifest.leaves().len() as u32);
+    let entry = |leaf: u32| &manifest.entries()[manifest.places(leaf)[0].entry as usize];
+    let readable: BTreeSet<u32> = (0..count).filter(|leaf| entry(*leaf).path.as_str() != "b").collect();
+    assert!(readable.len() > 4 && readable.len() < count as usize);
+
+    make_unreadable(&tree.join("b"));
+    let mut listener = Listener::join(&seeder.addr(), root).await;
+    listener.until("all are there", |told| told.len() == count as usize).await;
+    let got = listener.ask(root, &sizes, 0..count).await;
+    let came: BTreeSet<u32> = (0..count).filter(|leaf| got[*leaf as usize].is_some()).collect();
+    assert_eq!(came, readable);
+    listener.until("b cannot be read", |told| *told == readable).await;
+
+    make_readable(&tree.join("b"));
+    listener.until("b can be read again", |told| told.len() == count as usize).await;
+    let got = listener.ask(root, &sizes, 0..count).await;
+    assert!(got.iter().all(Option::is_some), "{got:?}");
+}
