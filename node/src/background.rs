@@ -16,7 +16,8 @@ use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Class, Node, ScrubProgress, blame,
+    Class, Node, ScrubProgress,
+    blame::{self, Shortage},
     fetch::{Again, Wish},
     home::free_bytes,
     roots::{Rank, blocking},
@@ -42,6 +43,12 @@ const COLLECT_PAUSE: Duration = Duration::from_millis(5);
 const LOOK_FOR_SPACE: Duration = Duration::from_secs(1);
 /// So much more space is worth another try of it, in bytes.
 const WORTH_A_TRY_BYTES: u64 = 1 << 20;
+/// First and longest pause before it is asked whether there are file descriptors again for a fetch that ended for want of
+/// them: who took them may give them back just to take them again.
+const LOOK_FOR_DESCRIPTORS: Duration = Duration::from_secs(1);
+const LOOK_FOR_DESCRIPTORS_LATEST: Duration = Duration::from_secs(8);
+/// So many free ones are worth another try of it.
+const WORTH_A_TRY_DESCRIPTORS: usize = 16;
 const SCRUB_AFTER_START: Duration = Duration::from_secs(60);
 const LOOK_WHETHER_TO_SCRUB: Duration = Duration::from_secs(3600);
 /// Unfinished fetches that a daemon takes up at the same time.
@@ -90,23 +97,38 @@ impl Node {
         let wanted = |record: &&RootRecord| record.kind != RootKind::Shared && !record.complete && record.provide;
         let unfinished = records.iter().filter(wanted);
         let places = Semaphore::new(RESUMED_AT_ONCE);
-        let resumed = unfinished.filter_map(fetch_again).map(|wish| self.resume(wish, &places));
+        let resumed = unfinished.filter_map(fetch_again).map(|wish| self.resume(wish, None, &places));
         futures::future::join_all(resumed).await;
     }
 
-    /// Takes up one fetch in the background.
-    pub(crate) fn resume_fetch(&self, wish: Wish) {
+    /// Takes up one fetch in the background, as soon as there is what it lacked.
+    pub(crate) fn resume_fetch(&self, wish: Wish, lacked: Option<Shortage>) {
         let node = self.clone();
-        self.in_background(async move { node.resume(wish, &Semaphore::new(1)).await });
+        self.in_background(async move { node.resume(wish, lacked, &Semaphore::new(1)).await });
     }
 
-    /// Takes up one fetch, and again while there is nobody to fetch it from, or no space for it.
-    async fn resume(&self, wish: Wish, places: &Semaphore) {
-        let mut pause = RESUME_AGAIN;
+    /// Takes up one fetch, and again while there is nobody to fetch it from, or something is lacking for it.
+    async fn resume(&self, wish: Wish, mut lacked: Option<Shortage>, places: &Semaphore) {
+        let (mut pause, mut short) = (RESUME_AGAIN, LOOK_FOR_DESCRIPTORS);
         loop {
+            match lacked {
+                None => {}
+                Some(Shortage::Space) => self.wait_for_space(&wish.dir).await,
+                Some(Shortage::Descriptors) => {
+                    wait_for_descriptors(short).await;
+                    short = (short * 2).min(LOOK_FOR_DESCRIPTORS_LATEST);
+                }
+            }
             let Ok(place) = places.acquire().await else { return };
-            let (node, wish, again) = (self.clone(), wish.clone(), wish.clone());
-            let mut operation = self.operation(move |sink| async move { node.fetch(sink, wish).await });
+            let (node, again) = (self.clone(), wish.clone());
+            let (why, ended) = tokio::sync::oneshot::channel();
+            let mut operation = self.operation(move |sink| async move {
+                node.try_fetch(sink, again).await.map_err(|stop| {
+                    // whoever waits for the failure reads it; at shutdown nobody does
+                    let _gone = why.send(stop.shortage());
+                    stop.into()
+                })
+            });
             let failure = loop {
                 match operation.next().await {
                     Ok(Some(event)) => tracing::debug!(?event, "resumed fetch"),
@@ -116,14 +138,28 @@ impl Node {
             };
             drop(place);
             tracing::info!(%failure, "a resumed fetch ended");
+            lacked = ended.await.unwrap_or(None);
             match failure.class {
+                _ if lacked.is_some() => {}
                 Class::NoProvider => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RESUME_LATEST);
                 }
-                Class::Disk => self.wait_for_space(&again.dir).await,
                 _ => return,
             }
+        }
+    }
+}
+
+/// Waits until some file descriptors are free, looking for them after each `pause`.
+async fn wait_for_descriptors(pause: Duration) {
+    loop {
+        tokio::time::sleep(pause).await;
+        let free =
+            || (0..WORTH_A_TRY_DESCRIPTORS).map(|_| std::fs::File::open(".")).collect::<Result<Vec<_>, _>>().is_ok();
+        match tokio::task::spawn_blocking(free).await {
+            Ok(false) => {}
+            Ok(true) | Err(_) => return,
         }
     }
 }
@@ -210,7 +246,7 @@ impl Node {
             let record = blocking(move || roots.store.root(&root).map_err(|error| blame::store(&error))).await;
             let Ok(Some(record)) = record else { continue };
             tracing::warn!(%root, blocks, name = ?record.name, "blocks are damaged; fetching them again");
-            self.resume_fetch(repair_of(&record, None, Rank::Resumed));
+            self.resume_fetch(repair_of(&record, None, Rank::Resumed), None);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! From the errors of the rooms below to the classes that people and scripts see. One function for each error type.
 
+use std::{error::Error, io, sync::Arc};
+
 use shoal_content::LinkError;
 use shoal_net::BindError;
 use shoal_store::{CheckoutError, ImportError, ManifestError, OpenError, ReadError, StoreError};
@@ -35,7 +37,7 @@ pub(crate) fn store(error: &StoreError) -> Failure {
 pub(crate) fn read(error: &ReadError) -> Failure {
     match error {
         ReadError::Store(error) => store(error),
-        ReadError::Io { .. } => Failure::from_error(Class::Disk, error).or_hint("check the disk, then try again"),
+        ReadError::Io { .. } => Failure::from_error(Class::Disk, error),
         ReadError::Missing(_) | ReadError::Damaged { .. } => {
             Failure::from_error(Class::Content, error).or_hint("fetch or share it again")
         }
@@ -109,13 +111,41 @@ pub(crate) fn fetch(error: &FetchError) -> Failure {
     }
 }
 
-/// Whether a full disk is all that ended a fetch.
-pub(crate) fn is_full(error: &FetchError) -> bool {
-    matches!(
+/// What ran out and may be there again, without anybody doing a thing to the fetch that it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shortage {
+    /// Space on a disk.
+    Space,
+    /// File descriptors, of the process or the system.
+    Descriptors,
+}
+
+/// The shortage that ended a fetch, if that is what did.
+pub(crate) fn shortage(error: &FetchError) -> Option<Shortage> {
+    if matches!(
         error,
         FetchError::Checkout(CheckoutError::NoSpace { .. } | CheckoutError::Store(StoreError::Full { .. }))
             | FetchError::Store(StoreError::Full { .. })
-    )
+    ) {
+        return Some(Shortage::Space);
+    }
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let shared = error.downcast_ref::<Arc<io::Error>>().map(AsRef::as_ref);
+        if let Some(error) = shared.or_else(|| error.downcast_ref::<io::Error>()) {
+            return shortage_of(error);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn shortage_of(error: &io::Error) -> Option<Shortage> {
+    #[cfg(unix)]
+    if let Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) = rustix::io::Errno::from_io_error(error) {
+        return Some(Shortage::Descriptors);
+    }
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded).then_some(Shortage::Space)
 }
 
 pub(crate) fn bind(error: &BindError) -> Failure {
@@ -127,4 +157,35 @@ pub(crate) fn bind(error: &BindError) -> Failure {
     };
     Failure::from_error(class, error)
         .or_hint("check the network of this machine, or give another address with --listen")
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn a_shortage_is_seen_however_deep_it_lies() {
+        let io = |errno: Errno| io::Error::from(errno);
+        let checkout = |errno| CheckoutError::Io { action: "write", path: "f".into(), source: io(errno) };
+        let store = |errno| StoreError::Io { action: "open", path: "f".into(), source: Arc::new(io(errno)) };
+        let cid = shoal_content::Cid::of(shoal_content::Codec::Raw, shoal_content::HashKind::Blake3, b"x");
+        let read = |errno| ReadError::Io { cid, path: "f".into(), source: Arc::new(io(errno)) };
+        for (errno, expected) in [
+            (Errno::MFILE, Some(Shortage::Descriptors)),
+            (Errno::NFILE, Some(Shortage::Descriptors)),
+            (Errno::NOSPC, Some(Shortage::Space)),
+            (Errno::DQUOT, Some(Shortage::Space)),
+            (Errno::IO, None),
+            (Errno::ACCESS, None),
+        ] {
+            assert_eq!(shortage(&checkout(errno).into()), expected);
+            assert_eq!(shortage(&CheckoutError::Store(store(errno)).into()), expected);
+            assert_eq!(shortage(&store(errno).into()), expected);
+            assert_eq!(shortage(&read(errno).into()), expected);
+        }
+        let full = StoreError::Full { action: "commit to", path: "f".into() };
+        assert_eq!(shortage(&full.into()), Some(Shortage::Space));
+        assert_eq!(shortage(&FetchError::Cancelled), None);
+    }
 }

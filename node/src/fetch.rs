@@ -16,12 +16,13 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use crate::{
-    Class, Done, Event, Failure, Node, Progress, Root, Share, blame,
+    Class, Done, Event, Failure, Node, Progress, Root, Share,
+    blame::{self, Shortage},
     discovery::{Discovery, Found},
     node::BUSY_FOR,
     operation::Sink,
     rate::{Rate, per_second},
-    roots::{Claim, Rank, Taken, blocking},
+    roots::{Claim, Rank, Taken},
     share::now_unix,
 };
 
@@ -31,6 +32,11 @@ const TRY_AGAIN: Duration = Duration::from_millis(50);
 impl Node {
     /// [`crate::Request::Fetch`].
     pub(crate) async fn fetch(&self, sink: Sink, wish: Wish) -> Result<(), Failure> {
+        Ok(self.try_fetch(sink, wish).await?)
+    }
+
+    /// The same, and why it ended.
+    pub(crate) async fn try_fetch(&self, sink: Sink, wish: Wish) -> Result<(), Stop> {
         let again = Wish { rank: Rank::Resumed, stay: false, ..wish.clone() };
         let Wish { link, paths, dir, symlinks, stay, into, ttl_seconds, rank } = wish;
         let link: ShoalLink = link.parse().map_err(|error| blame::link(&error))?;
@@ -60,13 +66,15 @@ impl Node {
                     tokio::time::sleep(TRY_AGAIN).await;
                 }
                 Err(Stop::Transfer(error)) => {
-                    if blame::is_full(&error) && rank == Rank::Command && self.is_daemon() {
-                        // Whoever asked hears of it now; the fetch goes on when there is space.
-                        self.resume_fetch(again);
+                    if let Some(shortage) =
+                        blame::shortage(&error).filter(|_| rank == Rank::Command && self.is_daemon())
+                    {
+                        // Whoever asked hears of it now; the fetch goes on when there is what it lacked.
+                        self.resume_fetch(again, Some(shortage));
                     }
-                    return Err(blame::fetch(&error));
+                    return Err(error.into());
                 }
-                Err(Stop::Failed(failure)) => return Err(failure),
+                Err(stop) => return Err(stop),
             }
         };
         drop(claim);
@@ -76,7 +84,7 @@ impl Node {
             self.announce(root).await;
         }
         match stay {
-            true => self.stay(&sink).await,
+            true => Ok(self.stay(&sink).await?),
             false => Ok(()),
         }
     }
@@ -134,7 +142,7 @@ impl Node {
     }
 
     /// Pins a root that had no record when its fetch began: it was forgotten, and its files were in place.
-    async fn pin_late(&self, state: &State) -> Result<(), Failure> {
+    async fn pin_late(&self, state: &State) -> Result<(), Stop> {
         if !state.again.pins {
             return Ok(());
         }
@@ -143,7 +151,9 @@ impl Node {
             true => store.set_pinned(&root, true),
             false => Ok(false),
         };
-        blocking(move || pin().map(drop).map_err(|error| blame::store(&error))).await
+        let pinned = tokio::task::spawn_blocking(pin).await;
+        let pinned = pinned.map_err(|error| Failure::internal(format!("work on the disk was lost: {error}")))?;
+        pinned.map(drop).map_err(|error| FetchError::from(error).into())
     }
 
     /// Passes on what the transfer says.
@@ -227,7 +237,7 @@ impl Again {
 }
 
 /// Why one try of a fetch ended without its content.
-enum Stop {
+pub(crate) enum Stop {
     Transfer(FetchError),
     Failed(Failure),
 }
@@ -235,6 +245,25 @@ enum Stop {
 impl From<FetchError> for Stop {
     fn from(error: FetchError) -> Self {
         Stop::Transfer(error)
+    }
+}
+
+impl Stop {
+    /// What was lacking and may be there again.
+    pub(crate) fn shortage(&self) -> Option<Shortage> {
+        match self {
+            Stop::Transfer(error) => blame::shortage(error),
+            Stop::Failed(_) => None,
+        }
+    }
+}
+
+impl From<Stop> for Failure {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Transfer(error) => blame::fetch(&error),
+            Stop::Failed(failure) => failure,
+        }
     }
 }
 

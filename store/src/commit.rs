@@ -11,6 +11,7 @@ use std::{
 use crate::{
     MAX_STAGED_BYTES, RootRecord, StoreError,
     disk::{HAS_SYNC_FS, open_foreign},
+    error::is_out_of_descriptors,
     failpoint,
     index::Index,
     inner::{Inner, join},
@@ -34,8 +35,7 @@ enum SyncFailure {
 impl SyncFailure {
     /// Running out of descriptors happens on opening, before any sync.
     fn of(path: PathBuf, error: io::Error) -> Self {
-        #[cfg(unix)]
-        if let Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) = rustix::io::Errno::from_io_error(&error) {
+        if is_out_of_descriptors(&error) {
             return Self::Before(io_error("open", &path, error));
         }
         Self::Failed(path, error)

@@ -96,7 +96,7 @@ pub enum StoreError {
         reason: Arc<str>,
     },
     /// The operating system refused; nothing was promised and it may be tried again.
-    #[error("cannot {action} {}: {source}; check the disk and its free space, then try again", path.display())]
+    #[error("cannot {action} {}: {source}; {}, then try again", path.display(), advice(source, "check the disk and its free space"))]
     Io {
         /// What was tried, as a verb: "write", "open".
         action: &'static str,
@@ -168,7 +168,7 @@ pub enum ReadError {
         at: Box<Damage>,
     },
     /// The operating system refused; the block may be readable later.
-    #[error("cannot read block {cid} from {}: {source}", path.display())]
+    #[error("cannot read block {cid} from {}: {source}; {}, then try again", path.display(), advice(source, "check the disk"))]
     Io {
         /// The block.
         cid: Cid,
@@ -199,4 +199,23 @@ pub enum ManifestError {
     /// A node could not be read.
     #[error(transparent)]
     Read(ReadError),
+}
+
+/// What to do about an error of the operating system's; `otherwise`, where it is not a want of descriptors.
+pub(crate) fn advice(source: &io::Error, otherwise: &'static str) -> &'static str {
+    if is_out_of_descriptors(source) { "raise the limit on open files (`ulimit -n`)" } else { otherwise }
+}
+
+/// Whether this process, or the system, has as many files open as it may.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    return matches!(
+        rustix::io::Errno::from_io_error(error),
+        Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)
+    );
+    #[cfg(not(unix))]
+    {
+        let _: &io::Error = error;
+        false
+    }
 }

@@ -1,6 +1,10 @@
 //! The server's side of the control socket: one task that accepts, one for each client, all owned and drained.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt, WriteHalf},
@@ -14,6 +18,10 @@ use crate::{Class, Failure, Home, Operation, Request};
 
 /// Clients at the same time. Each is a command of the user's; beyond it, they wait in the socket's backlog.
 const MAX_CLIENTS: usize = 64;
+/// Pause after a client could not be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// That none can be accepted is said this often.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// A client that has connected says what it wants within this time.
 const ASK_WITHIN: Duration = Duration::from_secs(10);
 
@@ -62,6 +70,8 @@ async fn accept(
     clients: TaskTracker,
 ) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    // When it was last said that no client can be accepted.
+    let mut told: Option<Instant> = None;
     loop {
         let next = async {
             let Ok(place) = places.clone().acquire_owned().await else { std::future::pending().await };
@@ -82,9 +92,12 @@ async fn accept(
                 });
             }
             Err(error) => {
-                // Out of file descriptors, most likely: wait for some to come free rather than spin.
-                tracing::warn!(%error, "cannot accept on the control socket");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                // Out of file descriptors, most likely: wait for some to come free rather than spin. Clients wait too.
+                if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+                    told = Some(Instant::now());
+                    tracing::warn!(%error, "cannot accept on the control socket; trying on");
+                }
+                tokio::time::sleep(ACCEPT_AGAIN).await;
             }
         }
     }

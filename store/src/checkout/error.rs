@@ -4,14 +4,15 @@ use std::{io, path::PathBuf};
 
 use shoal_content::{PathError, RelPath, SelectError};
 
-use crate::{StoreError, import::shown};
+use crate::{StoreError, error::advice, import::shown};
 
 /// Why a destination cannot be written. What is in place stays in place: the same fetch goes on from there.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckoutError {
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}; {}, then fetch again", shown(.path), advice(.source))]
+    #[error("cannot {action} {}: {source}; {}, then fetch again",
+        shown(.path), advice(.source, "check that the destination is there and writable"))]
     Io {
         /// What was tried, as a verb: "create", "write".
         action: &'static str,
@@ -115,16 +116,6 @@ pub enum CheckoutError {
     /// The store could not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// What to do about an error of the operating system's.
-fn advice(source: &io::Error) -> &'static str {
-    #[cfg(unix)]
-    if let Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) = rustix::io::Errno::from_io_error(source) {
-        return "raise the limit on open files (`ulimit -n`)";
-    }
-    let _: &io::Error = source;
-    "check that the destination is there and writable"
 }
 
 fn because(source: &Option<PathError>) -> String {

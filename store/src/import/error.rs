@@ -8,7 +8,7 @@ use std::{
 
 use shoal_content::DirError;
 
-use crate::StoreError;
+use crate::{StoreError, error::is_out_of_descriptors};
 
 /// Why a path cannot be shared. No root was recorded. Paths in messages have their control characters escaped.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +97,7 @@ impl ImportError {
 /// What to do about an error of the operating system.
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
+        _ if is_out_of_descriptors(error) => "raise the limit on open files (`ulimit -n`) and share again",
         io::ErrorKind::PermissionDenied => "make it readable for this user, or leave it out of what is shared",
         io::ErrorKind::NotFound => "it vanished while it was being shared, so share again",
         _ => "check the disk it is on and share again",

@@ -4,6 +4,7 @@
 mod big;
 mod changed;
 mod daemons;
+mod descriptors;
 mod disks;
 mod faults;
 mod homes;
