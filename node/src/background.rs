@@ -297,6 +297,14 @@ impl Warnings {
     }
 }
 
+/// That nothing can be promised any more, and why, if that is so.
+pub(crate) fn read_only(store: &Store) -> Option<String> {
+    let reason = store.read_only_reason()?;
+    Some(format!(
+        "nothing can be shared, fetched or pinned any more, since {reason}; check the disk, then restart shoal"
+    ))
+}
+
 /// Tells of files that are no longer what was shared. Their chunks are not served any more.
 pub(crate) async fn watch_damage(store: Store, warnings: broadcast::Sender<String>, stop: CancellationToken) {
     let mut look = tokio::time::interval(LOOK_FOR_DAMAGE);
@@ -316,11 +324,9 @@ pub(crate) async fn watch_damage(store: Store, warnings: broadcast::Sender<Strin
             _ = look.tick() => {}
             () = stop.cancelled() => return,
         }
-        if let Some(reason) = store.read_only_reason().filter(|_| !read_only_told) {
+        if let Some(sentence) = read_only(&store).filter(|_| !read_only_told) {
             read_only_told = true;
-            tell(format!(
-                "nothing can be shared or fetched any more, since {reason}; check the disk, then restart shoal"
-            ));
+            tell(sentence);
         }
         for damage in store.take_damage() {
             let (path, why) = (damage.path.display(), verify::what_is_wrong(damage.kind));

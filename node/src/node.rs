@@ -162,6 +162,11 @@ impl Node {
         let (node, roots) = (self.clone(), inner.roots.clone());
         let threads = inner.config.settings().import_threads;
         self.operation(move |sink| async move {
+            if !request.promises()
+                && let Some(message) = background::read_only(&roots.store)
+            {
+                sink.event(crate::Event::Warning { message }).await?;
+            }
             match request {
                 Request::Share { paths, stay, ttl_seconds, read_all } => {
                     node.share(sink, paths, stay, ttl_seconds, read_all).await

@@ -187,3 +187,10 @@ mod tests {
         }
     }
 }
+impl Request {
+    /// Whether it is to make something durable, which a store that is read-only refuses.
+    pub(crate) fn promises(&self) -> bool {
+        use Request::{Collect, Fetch, Pin, Share, Unpin, Unshare};
+        matches!(self, Share { .. } | Unshare { .. } | Fetch { .. } | Pin { .. } | Unpin { .. } | Collect)
+    }
+}

@@ -14,6 +14,8 @@ use std::{
     path::Path,
 };
 
+use crate::failpoint;
+
 /// A change of the disk.
 #[derive(Clone, Copy, Debug)]
 #[allow(dead_code, reason = "the real disk only does; what is done is for the doubles to read")]
@@ -51,7 +53,8 @@ pub(crate) trait Disk: Send + Sync + Debug {
 pub(crate) struct RealDisk;
 
 impl Disk for RealDisk {
-    fn run(&self, _op: &Op<'_>, _path: &Path, real: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+    fn run(&self, op: &Op<'_>, path: &Path, real: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+        failpoint::refuse(op, path)?;
         real()
     }
 }

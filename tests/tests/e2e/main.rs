@@ -11,6 +11,7 @@ mod homes;
 mod kills;
 mod lans;
 mod network;
+mod refusals;
 mod seeders;
 mod space;
 mod trees;
