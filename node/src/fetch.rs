@@ -57,7 +57,7 @@ impl Node {
         let claim = self.claim(&sink, root, rank).await?;
         let begun = Instant::now();
         let done = loop {
-            match self.fetch_once(&sink, &link, request.clone()).await {
+            match self.fetch_once(&sink, &link, request.clone(), rank).await {
                 Ok(done) => break done,
                 // An earlier fetch of it was cancelled and is still putting its things away.
                 Err(Stop::Transfer(FetchError::Busy(_) | FetchError::Checkout(CheckoutError::Busy { .. })))
@@ -103,9 +103,11 @@ impl Node {
     }
 
     /// One fetch by the transfer, with peers from the DHT, to its end.
-    async fn fetch_once(&self, sink: &Sink, link: &ShoalLink, request: FetchRequest) -> Result<Done, Stop> {
+    async fn fetch_once(&self, sink: &Sink, link: &ShoalLink, request: FetchRequest, rank: Rank) -> Result<Done, Stop> {
         let (root, via) = (request.root, request.peers.clone());
-        let again = Again::new(link, request.symlinks, request.into);
+        // One that a daemon goes on with is pinned or not as its owner left it.
+        let pins = request.into == FetchInto::Dir && rank == Rank::Command;
+        let again = Again::new(link, request.symlinks, pins);
         let alone = via.is_empty();
         let mut fetch = self.transfer().fetch(request).await?;
         let mut discovery = Discovery::new(self.dht().clone(), &root, self.endpoint().peer_id(), via);
@@ -226,9 +228,9 @@ pub(crate) struct Again {
 }
 
 impl Again {
-    fn new(link: &ShoalLink, symlinks: bool, into: FetchInto) -> Self {
+    fn new(link: &ShoalLink, symlinks: bool, pins: bool) -> Self {
         let link = ShoalLink { path: None, ..link.clone() }.to_string();
-        Again { link, symlinks, pins: into == FetchInto::Dir }
+        Again { link, symlinks, pins }
     }
 
     fn text(&self) -> Option<String> {

@@ -1,22 +1,24 @@
 //! What the crash suite does to a store, what was acknowledged when, and what must therefore be there.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use shoal_content::{Block, Cid, Codec, FileBuilder, HashKind, Link, SHOAL_V1, directory};
 
 use super::{Random, disk::Recorder};
 use crate::{
-    Checkout, CheckoutOptions, Collect, KeyCost, Options, Passphrase, RootKind, RootRecord, Stamp, Store,
+    Checkout, CheckoutOptions, Collect, ImportOptions, KeyCost, Options, Passphrase, RootKind, RootRecord, Scrub,
+    Stamp, Store,
     disk::{Disk, RealDisk},
+    import,
 };
 
 /// Changes in one round.
-const STEPS: u64 = 30;
+const STEPS: u64 = 12;
 
 /// The name of the root that reaches what is kept.
 const KEPT: &str = "kept";
@@ -55,6 +57,10 @@ pub(super) struct Work {
     roots: BTreeMap<u32, Vec<Said<Option<RootRecord>>>>,
     /// Fetches that ended, by root.
     fetched: BTreeMap<Cid, Said<Fetched>>,
+    /// Shares and cached content, by root, with their blocks.
+    whole: BTreeMap<Cid, Said<Vec<u32>>>,
+    /// Which of these may be evicted.
+    cached: BTreeSet<Cid>,
     next: u32,
 }
 
@@ -103,6 +109,8 @@ impl Work {
             blocks: BTreeMap::new(),
             roots: BTreeMap::new(),
             fetched: BTreeMap::new(),
+            whole: BTreeMap::new(),
+            cached: BTreeSet::new(),
             next: 0,
         }
     }
@@ -116,7 +124,7 @@ impl Work {
         let mut store = self.open(Arc::new(disk.clone())).expect("it was opened before");
         let mut fetch = None;
         for _ in 0..STEPS {
-            match random.below(18) {
+            match random.below(24) {
                 0..4 => self.put(&store, disk, random),
                 4..6 => self.write_file(&store, disk, random),
                 6..9 => {
@@ -132,6 +140,10 @@ impl Work {
                     fetch = self.go_on_fetching(going_on, disk, random);
                 }
                 15..17 => self.collect(&store, disk, random),
+                17..19 => self.share(&store, disk, random),
+                19..21 => self.cache(&store, disk, random),
+                21 => self.evict(&store, disk),
+                22 => self.scrub(&store, disk, random),
                 _ => {
                     fetch = None;
                     drop(store);
@@ -183,6 +195,94 @@ impl Work {
         let base = store.add_base(&self.root.join("files")).unwrap();
         let stamp = Stamp { size: offset, mtime_ns: 1 };
         store.stage_file(base, &format!("{dir}/{name}"), stamp, &refs, true).unwrap();
+    }
+
+    /// Imports a directory of files of one block each, which their owner has synced.
+    fn share(&mut self, store: &Store, disk: &Recorder, random: &mut Random) {
+        let numbers = self.numbers(1 + random.below(3), disk);
+        let recorder = disk;
+        let disk: &dyn Disk = disk;
+        let dir = self.root.join("files").join(format!("s{}", numbers[0]));
+        disk.make_dirs(&dir).unwrap();
+        for &n in &numbers {
+            let path = dir.join(format!("f{n}"));
+            let file = disk.create(&path).unwrap();
+            disk.write_at(&file, &path, &block(n), 0).unwrap();
+            disk.sync_file(&file, &path).unwrap();
+        }
+        disk.sync_dir(&dir).unwrap();
+        disk.sync_dir(&self.root.join("files")).unwrap();
+        let from = recorder.len();
+        // More than one thread would change the order of the work from run to run.
+        let options = ImportOptions { threads: 1, ..ImportOptions::default() };
+        let shared = import(store, &dir, &SHOAL_V1, &options, &|_| {}, &AtomicBool::new(false)).unwrap();
+        self.whole.insert(shared.root, Said::new(from, numbers));
+        self.acknowledged(recorder.len());
+    }
+
+    /// Fetches a file into packs, as `fetch --cache` does.
+    fn cache(&mut self, store: &Store, disk: &Recorder, random: &mut Random) {
+        let numbers = self.numbers(2 + random.below(3), disk);
+        // Until they are written.
+        numbers.iter().for_each(|n| _ = self.blocks.remove(n));
+        let mut nodes = Vec::new();
+        let root = file_of(&numbers, &mut nodes).cid;
+        let hold = store.hold();
+        nodes.iter().for_each(|node| store.put(&node.cid, &node.bytes).unwrap());
+        let manifest = Arc::new(store.manifest(&root).unwrap());
+        let from = disk.len();
+        let checkout =
+            Checkout::begin_cached(store, Arc::clone(&manifest), &[], "cached", CheckoutOptions::default()).unwrap();
+        drop(hold);
+        self.acknowledged(disk.len());
+        for leaf in 0..manifest.leaves().len() as u32 {
+            let n = *numbers.iter().find(|&&n| cid(n) == manifest.leaves()[leaf as usize].cid).unwrap();
+            self.blocks.insert(n, Said::new(disk.len(), ()));
+            checkout.write(leaf, &block(n)).unwrap();
+        }
+        checkout.finish().unwrap();
+        self.cached.insert(root);
+        self.whole.insert(root, Said::new(from, numbers));
+        self.acknowledged(disk.len());
+    }
+
+    /// Takes back every promise of cached content, and evicts it.
+    fn evict(&mut self, store: &Store, disk: &Recorder) {
+        for (_, said) in self.whole.iter_mut().filter(|(root, _)| self.cached.contains(root)) {
+            said.until = said.until.min(disk.len());
+            for n in &said.what {
+                if let Some(block) = self.blocks.get_mut(n) {
+                    block.until = block.until.min(disk.len());
+                }
+            }
+        }
+        // What no root reaches goes as well.
+        self.blocks.values_mut().for_each(|said| said.until = said.until.min(disk.len()));
+        let done = store.collect(&Collect { target_bytes: Some(0), thorough: true, ..Collect::default() }).unwrap();
+        assert!(done.damaged.is_empty(), "{done:?}");
+        self.acknowledged(disk.len());
+    }
+
+    /// Scrubs, now and then after a header in a pack went bad, for good.
+    fn scrub(&mut self, store: &Store, disk: &Recorder, random: &mut Random) {
+        store.commit().unwrap();
+        self.acknowledged(disk.len());
+        let packs = self.root.join("store/packs");
+        let mut paths: Vec<PathBuf> = fs::read_dir(packs).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        let path = &paths[random.below(paths.len() as u64) as usize];
+        let bytes = fs::read(path).unwrap();
+        let records: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(b"sBLK")).collect();
+        if !records.is_empty() {
+            let at = records[random.below(records.len() as u64) as usize] as u64 + random.below(8);
+            let disk: &dyn Disk = disk;
+            let file = fs::File::options().write(true).open(path).unwrap();
+            disk.write_at(&file, path, &[bytes[at as usize] ^ 1 << random.below(8)], at).unwrap();
+            disk.sync_file(&file, path).unwrap();
+        }
+        let done = store.scrub(&Scrub::default(), &mut |_| {}).unwrap();
+        assert!(done.mended <= 1 && !done.index_rebuilt, "{done:?}");
+        self.acknowledged(disk.len());
     }
 
     /// Begins to fetch a tree that is small, or has many directories and files.
@@ -300,6 +400,7 @@ impl Work {
         self.blocks.values_mut().for_each(|said| _ = said.promised.get_or_insert(at));
         self.roots.values_mut().flatten().for_each(|said| _ = said.promised.get_or_insert(at));
         self.fetched.values_mut().for_each(|said| _ = said.promised.get_or_insert(at));
+        self.whole.values_mut().for_each(|said| _ = said.promised.get_or_insert(at));
     }
 
     /// Opens what a crash just before the change at `at` left. Gives how many promises it kept.
@@ -336,6 +437,16 @@ impl Work {
             }
             kept += 1;
         }
+        for (root, said) in self.whole.iter().filter(|(_, said)| said.is_promise(at)) {
+            let record = store.root(root).unwrap();
+            assert!(record.is_some_and(|record| record.complete), "{}: {root} is not complete", says());
+            store.manifest(root).unwrap_or_else(|error| panic!("{}: {error}", says()));
+            for &n in &said.what {
+                let there = store.read(&cid(n));
+                assert!(there.is_ok_and(|bytes| bytes == block(n)), "{}: block {n} of {root} is gone", says());
+            }
+            kept += 1;
+        }
         // It works on.
         let new = u32::MAX;
         store.put(&cid(new), &block(new)).unwrap();
@@ -352,6 +463,8 @@ impl Work {
         self.blocks.values_mut().for_each(|said| (said.from, said.promised, said.until) = (0, Some(0), NEVER));
         self.fetched.retain(|_, said| said.is_promise(at));
         self.fetched.values_mut().for_each(|said| (said.from, said.promised, said.until) = (0, Some(0), NEVER));
+        self.whole.retain(|_, said| said.is_promise(at));
+        self.whole.values_mut().for_each(|said| (said.from, said.promised, said.until) = (0, Some(0), NEVER));
         self.roots = (0..6)
             .map(|n| (n, vec![Said { from: 0, promised: Some(0), until: NEVER, what: store.root(&cid(n)).unwrap() }]))
             .collect();
