@@ -26,7 +26,7 @@ use std::{
 
 use redb::{
     Builder, Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
-    ReadableTableMetadata, StorageError, TableDefinition, TableHandle,
+    ReadableTableMetadata, StorageBackend, StorageError, TableDefinition, TableHandle,
 };
 use shoal_content::Cid;
 
@@ -71,7 +71,7 @@ const CHECK_CACHE_BYTES: usize = 8 << 20;
 /// The writing side. One at a time, under the commit lock.
 #[derive(Debug)]
 pub(crate) struct Index {
-    db: Database,
+    db: Open,
     path: PathBuf,
     cache_bytes: usize,
     disk: Arc<dyn Disk>,
@@ -80,6 +80,39 @@ pub(crate) struct Index {
     seal: Seal,
     /// A sync or commit failed: the file is not touched any more than it must be.
     pub(crate) frozen: bool,
+}
+
+/// An open database. The library may panic on a file that rotted, even as it closes it.
+#[derive(Debug)]
+struct Open(Option<Database>);
+
+impl Open {
+    fn new(backend: impl StorageBackend, cache_bytes: usize) -> Result<Self, redb::Error> {
+        let db = Builder::new().set_cache_size(cache_bytes).create_with_backend(backend)?;
+        Ok(Open(Some(db)))
+    }
+
+    /// Works with it.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+        // It is there until it is dropped.
+        let db = self.0.as_ref().ok_or(redb::Error::DatabaseClosed)?;
+        guarded(|| work(db))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let db = self.0.take();
+        if catch_unwind(AssertUnwindSafe(|| drop(db))).is_err() {
+            tracing::warn!("a damaged index could not be closed as it should be");
+        }
+    }
+}
+
+/// Makes an error of a panic of the library's.
+fn guarded<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+    let damaged = |_| Err(redb::Error::Corrupted("it is damaged; `shoal verify` makes it anew".to_owned()));
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(damaged)
 }
 
 /// What is kept in memory from the start.
@@ -164,28 +197,26 @@ impl Index {
         }
         let trouble = Arc::<Trouble>::default();
         let backend = IndexFile { file, path: path.clone(), disk: Arc::clone(&disk), trouble: Arc::clone(&trouble) };
-        // The library may panic on a file it did not write.
-        let opened = catch_unwind(AssertUnwindSafe(|| {
-            let db = Builder::new().set_cache_size(cache_bytes).create_with_backend(backend)?;
-            let loaded = if create { initialise(&db, ids, seal) } else { load(&db, seal) }?;
-            Ok::<_, redb::Error>((db, loaded))
-        }));
+        let opened = guarded(|| {
+            let db = Open::new(backend, cache_bytes)?;
+            let loaded = db.with(|db| if create { initialise(db, ids, seal) } else { load(db, seal) })?;
+            Ok((db, loaded))
+        });
         match opened {
-            Ok(Ok((db, Some(loaded)))) => {
+            Ok((db, Some(loaded))) => {
                 let (ids, seal) = (loaded.ids, seal.clone());
                 Ok((Self { db, path, cache_bytes, disk, trouble, ids, seal, frozen: false }, loaded))
             }
-            Ok(Ok((_, None))) => Err(corrupt("its tables make no sense".into())),
-            Ok(Err(redb::Error::Io(error))) if !is_of_content(&error) => Err(io("open")(error)),
-            Ok(Err(error)) => Err(corrupt(error.to_string())),
-            Err(_panic) => Err(corrupt("it cannot be read as an index".into())),
+            Ok((_, None)) => Err(corrupt("its tables make no sense".into())),
+            Err(redb::Error::Io(error)) if !is_of_content(&error) => Err(io("open")(error)),
+            Err(error) => Err(corrupt(error.to_string())),
         }
     }
 
     /// What readers see until the next commit.
     pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        let open = || -> Result<Snapshot, redb::Error> {
-            let txn = self.db.begin_read()?;
+        let open = |db: &Database| -> Result<Snapshot, redb::Error> {
+            let txn = db.begin_read()?;
             Ok(Snapshot {
                 blocks: txn.open_table(BLOCKS)?,
                 files: txn.open_table(FILES)?,
@@ -195,12 +226,16 @@ impl Index {
                 seal: self.seal.clone(),
             })
         };
-        open().map_err(|e| index_error(&self.path, &e))
+        self.db.with(open).map_err(|e| index_error(&self.path, &e))
     }
 
     /// Writes one staged set, durably and as a whole. After an error the index must be [frozen](Self::freeze).
     pub(crate) fn apply(&self, set: &StagedSet, tail: Tail, next_base: u32) -> Result<(), redb::Error> {
-        let mut txn = self.db.begin_write()?;
+        self.db.with(|db| self.apply_to(db, set, tail, next_base))
+    }
+
+    fn apply_to(&self, db: &Database, set: &StagedSet, tail: Tail, next_base: u32) -> Result<(), redb::Error> {
+        let mut txn = db.begin_write()?;
         txn.set_durability(Durability::Immediate)?;
         txn.set_two_phase_commit(true);
         {
@@ -244,7 +279,7 @@ impl Index {
     pub(crate) fn freeze(&mut self) -> Result<(), redb::Error> {
         self.frozen = true;
         let frozen = Frozen::new(File::open(&self.path)?)?;
-        self.db = Builder::new().set_cache_size(self.cache_bytes).create_with_backend(frozen)?;
+        self.db = guarded(|| Open::new(frozen, self.cache_bytes))?;
         Ok(())
     }
 
@@ -259,7 +294,7 @@ impl Index {
         let trouble = Arc::<Trouble>::default();
         let backend =
             IndexFile { file, path: self.path.clone(), disk: Arc::clone(&self.disk), trouble: Arc::clone(&trouble) };
-        self.db = Builder::new().set_cache_size(self.cache_bytes).create_with_backend(backend)?;
+        self.db = guarded(|| Open::new(backend, self.cache_bytes))?;
         (self.trouble, self.frozen) = (trouble, false);
         Ok(())
     }
@@ -271,8 +306,8 @@ impl Index {
     /// Whether every value is what was sealed in its place. A file that somebody changed with care can be
     /// [sound](is_sound) and not this.
     pub(crate) fn is_authentic(&self) -> bool {
-        let check = || {
-            let txn = self.db.begin_read()?;
+        let check = |db: &Database| {
+            let txn = db.begin_read()?;
             Ok::<_, redb::Error>(
                 all_open(&self.seal, &txn, BLOCKS)?
                     && all_open(&self.seal, &txn, FILES)?
@@ -282,11 +317,12 @@ impl Index {
                     && all_open(&self.seal, &txn, META)?,
             )
         };
-        !self.seal.is_on() || check().unwrap_or(false)
+        !self.seal.is_on() || self.db.with(check).unwrap_or(false)
     }
 
     fn wants_compaction(&self) -> bool {
-        let Ok([blocks, files, _]) = self.snapshot().and_then(|s| s.counts()) else { return false };
+        let counts = || guarded(|| Ok(self.snapshot().and_then(|s| s.counts())));
+        let Ok(Ok([blocks, files, _])) = counts() else { return false };
         let sealed = if self.seal.is_on() { SEALED_ROW_BYTES } else { 0 };
         let needed = blocks * (ROW_BYTES[0] + sealed) + files * (ROW_BYTES[1] + sealed);
         std::fs::metadata(&self.path).is_ok_and(|meta| meta.len() > needed * 5 / 4 + MAX_SLACK_BYTES)
@@ -299,7 +335,8 @@ impl Drop for Index {
         if self.frozen || !self.wants_compaction() {
             return;
         }
-        if let Err(error) = self.db.compact() {
+        let Some(db) = self.db.0.as_mut() else { return };
+        if let Err(error) = guarded(|| Ok(db.compact()?)) {
             tracing::warn!(index = %self.path.display(), %error, "cannot compact the index; it stays as it is");
         }
     }

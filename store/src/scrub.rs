@@ -6,7 +6,6 @@
 
 use std::{
     io::ErrorKind,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{
         Arc,
@@ -127,12 +126,7 @@ impl Inner {
         *write(&self.snapshot) = Arc::new(new.snapshot()?);
         // What reads found bad, they found where a damaged index had sent them.
         write(&self.overlay).forget_removals();
-        let old = std::mem::replace(&mut *index, new);
-        drop(index);
-        // Closing a damaged file may panic.
-        if catch_unwind(AssertUnwindSafe(|| drop(old))).is_err() {
-            tracing::debug!("the damaged index could not be closed");
-        }
+        *index = new;
         Ok(true)
     }
 

@@ -270,6 +270,9 @@ impl Work {
         let packs = self.root.join("store/packs");
         let mut paths: Vec<PathBuf> = fs::read_dir(packs).unwrap().map(|entry| entry.unwrap().path()).collect();
         paths.sort();
+        if paths.is_empty() {
+            return;
+        }
         let path = &paths[random.below(paths.len() as u64) as usize];
         let bytes = fs::read(path).unwrap();
         let records: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(b"sBLK")).collect();

@@ -26,6 +26,8 @@ const KILLS: u64 = 40;
 /// Each command on an encrypted home derives the key first.
 const KILLS_ENCRYPTED: u64 = 10;
 const SEED: u64 = 0xfa17;
+/// Files of the seeder's.
+const THEIRS: u64 = 8;
 /// So many kills that every named point is hit among them.
 const ALL_POINTS_FROM: u64 = 400;
 
@@ -46,21 +48,22 @@ enum Deed {
     Daemon,
 }
 
-/// Named points of the store, each in the middle of something, and what passes them.
-const POINTS: [(&str, &[Deed]); 13] = [
-    ("pack-appended", &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Repair]),
-    ("commit-before-sync", &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Pin, Deed::Collect]),
-    ("commit-before-index", &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Pin, Deed::Collect]),
-    ("commit-done", &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Pin, Deed::Collect]),
-    ("fetch-before-rename", &[Deed::Fetch]),
-    ("fetch-renamed", &[Deed::Fetch]),
-    ("evicted", &[Deed::Collect]),
-    ("gc-swept", &[Deed::Collect]),
-    ("gc-moved", &[Deed::Collect]),
-    ("gc-removed", &[Deed::Collect]),
-    ("scrub-rebuilds", &[Deed::Verify, Deed::Daemon]),
-    ("index-made-anew", &[Deed::Verify, Deed::Daemon]),
-    ("scrub-copy", &[Deed::Verify, Deed::Repair, Deed::Daemon]),
+/// Named points of the store, each in the middle of something, how often they are passed at least by what passes them, and
+/// what does.
+const POINTS: [(&str, u64, &[Deed]); 13] = [
+    ("pack-appended", 3, &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Repair]),
+    ("commit-before-sync", 2, &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Pin, Deed::Collect]),
+    ("commit-before-index", 2, &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Pin, Deed::Collect]),
+    ("commit-done", 2, &[Deed::Share, Deed::Fetch, Deed::Cache, Deed::Pin, Deed::Collect]),
+    ("fetch-before-rename", 1, &[Deed::Fetch]),
+    ("fetch-renamed", 1, &[Deed::Fetch]),
+    ("evicted", 1, &[Deed::Collect]),
+    ("gc-swept", 1, &[Deed::Collect]),
+    ("gc-moved", 1, &[Deed::Collect]),
+    ("gc-removed", 1, &[Deed::Collect]),
+    ("scrub-rebuilds", 1, &[Deed::Verify, Deed::Daemon]),
+    ("index-made-anew", 1, &[Deed::Verify, Deed::Daemon]),
+    ("scrub-copy", 12, &[Deed::Verify, Deed::Repair, Deed::Daemon]),
 ];
 
 /// What is known of a root: what was acknowledged last, and what a command that was killed may have made of it.
@@ -129,11 +132,10 @@ impl Driver {
             command = command.env(name, value);
         }
         self.last = format!("{args:?} {settings:?}");
-        let passed: Vec<&str> =
-            POINTS.iter().filter(|(_, deeds)| deeds.contains(&deed)).map(|(point, _)| *point).collect();
+        let passed: Vec<_> = POINTS.iter().filter(|(.., deeds)| deeds.contains(&deed)).collect();
         let (finished, killed) = if self.below(2) == 0 {
-            let point = passed[self.below(passed.len() as u64) as usize];
-            let times = 1 + self.below(if point == "scrub-copy" { 12 } else { 3 });
+            let &&(point, often, _) = &passed[self.below(passed.len() as u64) as usize];
+            let times = 1 + self.below(often);
             self.last = format!("{} at {point}:{times}", self.last);
             let running = command.env("SHOAL_TEST_FAILPOINT", format!("{point}:{times}")).start();
             let by = Instant::now() + if deed == Deed::Daemon { DAEMON_FOR } else { AT_MOST };
@@ -204,13 +206,15 @@ impl Driver {
                 let which = self.below(self.links.len() as u64) as usize;
                 let (source, link) = self.links[which].clone();
                 let root = link.root.to_string();
-                let cached = self.below(2) == 0;
-                let fetched = |state: &State| matches!(state, State::There { kind, .. } if kind == "fetched");
-                if cached && self.log.get(&root).is_some_and(|known| known.may_be.iter().any(fetched)) {
-                    // It has a better place already.
-                    return;
-                }
+                // Some are only cached: what has landed has a better place already.
+                let cached = which.is_multiple_of(2);
                 let out = format!("out{root}");
+                let gone = self.log.get(&root).is_none_or(|known| known.may_be == [State::Gone]);
+                if gone && self.place.path(&out).exists() {
+                    // It was forgotten; or everything that is missing would be found in place.
+                    fs::remove_dir_all(self.place.path(&out)).unwrap();
+                    self.log.entry(root.clone()).or_default().landed = None;
+                }
                 let args: &[&str] = match cached {
                     true => &["fetch", &link.to_string(), "--cache"],
                     false => &["fetch", &link.to_string(), "-o", &out],
@@ -264,6 +268,7 @@ impl Driver {
                         }
                     }
                 }
+                self.make_garbage();
                 self.run(Deed::Collect, &["gc"], quota);
             }
             15..17 => {
@@ -288,15 +293,33 @@ impl Driver {
         }
     }
 
-    /// Flips a bit of the index, or one of the header of a record in a pack; or nothing.
+    /// Forgets a root that is surely there, so that there is something to collect.
+    fn make_garbage(&mut self) {
+        let sure: Vec<String> = self
+            .log
+            .iter()
+            .filter(|(_, known)| known.may_be.len() == 1 && known.may_be[0] != State::Gone)
+            .map(|(root, _)| root.clone())
+            .collect();
+        if !sure.is_empty() {
+            let root = sure[self.below(sure.len() as u64) as usize].clone();
+            self.victim(&["unshare", &root, "--forget"]).run().ok();
+            self.note(&root, true, State::Gone);
+        }
+    }
+
+    /// Flips bits of the index, or one of the header of a record in a pack; or nothing.
     fn damage(&mut self) {
         let packs = self.place.path("victim/store/packs");
         match self.below(3) {
             0 => {
                 let path = self.place.path("victim/store/index.redb");
                 let Ok(len) = fs::metadata(&path).map(|meta| meta.len()) else { return };
-                let at = self.below(len);
-                self.flip(&path, at);
+                // Much of it is free; and its first pages are read, and made anew, by whoever opens it.
+                for _ in 0..8 {
+                    let at = self.below(len);
+                    self.flip(&path, at);
+                }
             }
             1 => {
                 let Some(path) = fs::read_dir(packs).ok().and_then(|mut dir| Some(dir.next()?.unwrap().path())) else {
@@ -408,10 +431,10 @@ fn kill_and_look(kills: u64, encrypted: bool) {
     };
     let (kills, seed) = (setting("SHOAL_TEST_KILLS", kills), setting("SHOAL_TEST_SEED", SEED));
     let place = Place::new();
-    for i in 0..6 {
+    for i in 0..THEIRS {
         write_noise(&place.path(format!("theirs{i}")), 1000 + i, 150_000 * (1 + i));
     }
-    let names: Vec<String> = (0..6).map(|i| format!("theirs{i}")).collect();
+    let names: Vec<String> = (0..THEIRS).map(|i| format!("theirs{i}")).collect();
     let mut seeder = place.shoal("seeder", ["share"]).args(&names).start();
     let links = names.iter().map(|name| (place.path(name), link_of(&seeder.event("shared")))).collect();
     let mut driver = Driver {
@@ -444,7 +467,7 @@ fn kill_and_look(kills: u64, encrypted: bool) {
     println!(
         "seed {seed}: {killed} kills in {steps} commands, {acknowledged} acknowledged; {by_deed:?}; at points: {hits:?}"
     );
-    for (point, _) in POINTS.iter().filter(|_| kills >= ALL_POINTS_FROM) {
+    for (point, ..) in POINTS.iter().filter(|_| kills >= ALL_POINTS_FROM) {
         assert!(hits.get(point).is_some_and(|hits| *hits > 0), "none of {killed} kills was at {point}");
     }
 }
