@@ -38,6 +38,10 @@ pub struct TransferLimits {
     pub upload_slots: usize,
     /// An answer whose reader takes nothing for so long is given up.
     pub idle_answer: Duration,
+    /// A peer that sent wrong bytes or broke the protocol is refused for so long, whoever dials.
+    pub ban: Duration,
+    /// Peers that are refused for that; beyond, the one whose time is over first is forgotten.
+    pub banned_peers: usize,
 }
 
 impl Default for TransferLimits {
@@ -54,6 +58,8 @@ impl Default for TransferLimits {
             wide_connections: 16,
             upload_slots: 64,
             idle_answer: Duration::from_secs(30),
+            ban: Duration::from_secs(3600),
+            banned_peers: 1024,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! `serve` answers requests, `batch` runs one, `resolve` gets a root's nodes, `fetch` is the life of one fetch, `stock` finds
 //! out which leaves are here.
 
+mod bans;
 mod batch;
 mod fetch;
 mod hub;

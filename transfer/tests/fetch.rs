@@ -6,7 +6,7 @@ mod common;
 
 use common::{LIMIT, MIXED_FILE, Manner, Peer, RawPeer, finish, noise};
 use shoal_content::RelPath;
-use shoal_transfer::{FetchError, FetchEvent, Rates};
+use shoal_transfer::{FetchError, FetchEvent, Rates, TransferConfig, TransferLimits};
 use std::{fs, path::Path, time::Duration};
 
 const MB: usize = 1 << 20;
@@ -273,4 +273,48 @@ async fn rates_hold_in_both_directions_and_change_while_running() {
     let report = finish(fetch).await.unwrap();
     same(&path, &report.paths[0]);
     assert!(report.elapsed < Duration::from_secs(60), "{:?}", report.elapsed);
+}
+
+/// Whoever sent a wrong block gets in again neither by dialling nor by being named, until the ban is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_liar_is_refused_both_ways_until_its_ban_is_over() {
+    let seeder = Peer::start();
+    let (root, _) = seeder.share_bytes("film", &noise(51, 4 * MB)).await;
+    let sizes: Vec<u32> = seeder.store.manifest(&root).unwrap().leaves().iter().map(|l| l.len).collect();
+    let raw = RawPeer::start(root, sizes, Manner::Lies);
+    let ban = Duration::from_secs(2);
+    let limits = TransferLimits { ban, ..TransferLimits::default() };
+    let leecher = Peer::with(TransferConfig { limits, ..TransferConfig::default() });
+    // Nodes come from the seeder, which then sends next to nothing, so that the liar is asked.
+    seeder.transfer.limit(Rates { up: Some(50_000), ..Rates::default() }.into()).await.unwrap();
+    let mut fetch =
+        leecher.transfer.fetch(leecher.request(root, "film", vec![raw.addr(), seeder.addr()])).await.unwrap();
+    loop {
+        match tokio::time::timeout(LIMIT, fetch.next()).await.unwrap().unwrap() {
+            FetchEvent::PeerDropped { peer, why } if peer == raw.id() => {
+                break assert!(why.contains("wrong bytes"), "{why}");
+            }
+            FetchEvent::Failed(error) => panic!("{error}"),
+            _ => {}
+        }
+    }
+    let banned = std::time::Instant::now();
+    let dialled_before = raw.dialled();
+    leecher.transfer.add_peers(root, vec![raw.addr()]).await;
+    let to = leecher.addr();
+    let mut refused = 0;
+    loop {
+        let connection = raw.endpoint.connect(to.addrs[0], to.peer).await.unwrap();
+        // Accepted, it hears a hello; refused, why.
+        match tokio::time::timeout(LIMIT, connection.quinn().accept_uni()).await.unwrap() {
+            Ok(_) => break,
+            Err(error) => {
+                assert!(error.to_string().contains("refused: you sent wrong bytes"), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(banned.elapsed() > ban / 2 && refused > 0, "accepted again after {:?}", banned.elapsed());
+    assert_eq!(raw.dialled(), dialled_before, "it was dialled again");
+    raw.stop().await;
 }

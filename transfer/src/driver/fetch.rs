@@ -23,6 +23,8 @@ use tokio::{sync::mpsc, task::AbortHandle};
 
 /// Events that wait for a slow reader; progress is never among them.
 const MAX_BACKLOG: usize = 1024;
+/// Peers that are named in the report. Of more, those that gave least are summed up.
+const MAX_SHARES: usize = 1024;
 
 /// The destination is ready.
 pub(super) struct Prepared {
@@ -75,6 +77,8 @@ pub(super) struct FetchState {
     /// Bytes that came while the tree was resolved.
     pub(super) bytes_of_nodes: u64,
     shares: BTreeMap<PeerId, PeerShare>,
+    /// Verified bytes of those who are not named any more.
+    bytes_of_others: u64,
     events: mpsc::Sender<FetchEvent>,
     backlog: VecDeque<FetchEvent>,
 }
@@ -100,6 +104,7 @@ impl FetchState {
             _hold: hold,
             bytes_of_nodes: 0,
             shares: BTreeMap::new(),
+            bytes_of_others: 0,
             events,
             backlog: VecDeque::new(),
         }
@@ -182,6 +187,14 @@ impl FetchState {
     }
 
     fn share(&mut self, peer: PeerId) -> &mut PeerShare {
+        if self.shares.len() >= MAX_SHARES
+            && !self.shares.contains_key(&peer)
+            && let Some((least, bytes)) =
+                self.shares.values().map(|s| (s.peer, s.bytes)).min_by_key(|(_, bytes)| *bytes)
+        {
+            self.shares.remove(&least);
+            self.bytes_of_others += bytes;
+        }
         self.shares.entry(peer).or_insert(PeerShare { peer, bytes: 0, leaves: 0, dropped: None })
     }
 
@@ -195,7 +208,7 @@ impl FetchState {
             root: self.request.root,
             paths: landed.paths,
             bytes: progress.bytes_wanted,
-            bytes_fetched: peers.iter().map(|s| s.bytes).sum(),
+            bytes_fetched: self.bytes_of_others + peers.iter().map(|s| s.bytes).sum::<u64>(),
             bytes_moved: self.bytes_of_nodes + running.sink.bytes_in.load(Ordering::Relaxed),
             bytes_resumed: running.bytes_resumed,
             bytes_local: running.bytes_local,
@@ -274,4 +287,40 @@ pub(super) fn in_place(checkout: &Checkout, leaves: usize) -> (FixedBitSet, Fixe
     let mut have = FixedBitSet::with_capacity(leaves);
     checkout.have().iter().for_each(|leaf| have.insert(*leaf as usize));
     (wanted, have)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Peers that come, are blamed and go, one identity after another, are not remembered one by one for ever.
+    #[test]
+    fn those_who_are_named_in_the_report_are_bounded_and_their_bytes_are_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
+        let request = FetchRequest {
+            root: shoal_content::Cid::of(shoal_content::Codec::Raw, shoal_content::HashKind::Blake3, b"x"),
+            paths: vec![],
+            dir: "out".into(),
+            name: None,
+            peers: vec![],
+            symlinks: false,
+            into: FetchInto::Dir,
+            expires_unix: None,
+            give_up_after: None,
+        };
+        let ((events, _reader), (offers, _)) = (mpsc::channel(1), mpsc::channel(1));
+        let mut f = FetchState::new(1, Duration::ZERO, request, events, offers, Arc::new(store.hold()));
+        let giver = PeerId::random();
+        f.credit(giver, Some(PeerAccount { bytes: 1000, leaves: 1, ..PeerAccount::default() }));
+        for n in 0..3 * MAX_SHARES as u64 {
+            let peer = PeerId::random();
+            f.blame(peer, "sent wrong bytes".into());
+            f.credit(peer, Some(PeerAccount { bytes: n % 2, ..PeerAccount::default() }));
+        }
+        assert!(f.shares.len() <= MAX_SHARES && f.backlog.len() <= MAX_BACKLOG);
+        assert!(f.shares.contains_key(&giver), "those who gave most stay named");
+        let bytes = f.bytes_of_others + f.shares.values().map(|s| s.bytes).sum::<u64>();
+        assert_eq!(bytes, 1000 + 3 * MAX_SHARES as u64 / 2);
+    }
 }

@@ -7,6 +7,7 @@ mod stocks;
 
 use super::{
     FetchEvent, Input, LinkId, Served,
+    bans::Bans,
     batch::{BatchEvent, BatchRun, End, Outcome, Sink},
     fetch::{self, FetchState, Prepared, Running, Stage},
     link::{self, LinkShared},
@@ -20,7 +21,7 @@ use crate::{
     api::{Compression, Counters, FetchError, FetchRequest, PeerAddr, PeerReport, SeedError, TransferConfig},
     choke::{Account, Choker, Policy, Verdict},
     rate::Rates,
-    swarm::{Action, BatchId, PeerIx, Swarm},
+    swarm::{Action, BatchId, DropReason, PeerIx, Swarm},
     wire::{LeafSet, MAX_PEER_HINTS, Message, PeerHint},
 };
 use bytes::Bytes;
@@ -103,6 +104,7 @@ pub(super) struct Hub {
     /// Roots with actions to take or haves to tell.
     touched: BTreeSet<Cid>,
     agenda: Agenda,
+    bans: Bans,
 }
 
 /// A peer's tag for striping: the same for all who know it.
@@ -132,6 +134,7 @@ impl Hub {
             by_peer: BTreeMap::new(),
             roots: BTreeMap::new(),
             choker: Choker::new(config.limits.upload_slots, config.uplink),
+            bans: Bans::new(config.limits.banned_peers),
             config,
             served,
             server,
@@ -228,7 +231,7 @@ impl Hub {
             Input::Liar(root, fetch, peer, why) => {
                 if let Some(f) = self.fetch_mut(&root, fetch) {
                     f.blame(peer, why.clone());
-                    self.ban(root, peer);
+                    self.ban(peer);
                     self.let_go(&peer, &why);
                 }
             }

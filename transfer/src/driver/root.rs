@@ -34,6 +34,57 @@ impl Member {
     }
 }
 
+/// Those who take part, by peer and by number.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    all: BTreeMap<PeerId, Member>,
+    numbers: BTreeMap<PeerIx, PeerId>,
+}
+
+impl Members {
+    pub(super) fn insert(&mut self, peer: PeerId, member: Member) {
+        self.remove(&peer);
+        self.numbers.insert(member.ix, peer);
+        self.all.insert(peer, member);
+    }
+
+    pub(super) fn remove(&mut self, peer: &PeerId) -> Option<Member> {
+        let member = self.all.remove(peer)?;
+        self.numbers.remove(&member.ix);
+        Some(member)
+    }
+
+    pub(super) fn get(&self, peer: &PeerId) -> Option<&Member> {
+        self.all.get(peer)
+    }
+
+    pub(super) fn get_mut(&mut self, peer: &PeerId) -> Option<&mut Member> {
+        self.all.get_mut(peer)
+    }
+
+    /// Who has this number, and its connection.
+    pub(super) fn by_ix(&self, ix: PeerIx) -> Option<(PeerId, LinkId)> {
+        let peer = self.numbers.get(&ix)?;
+        Some((*peer, self.all.get(peer)?.link))
+    }
+
+    pub(super) fn contains(&self, peer: &PeerId) -> bool {
+        self.all.contains_key(peer)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&PeerId, &Member)> {
+        self.all.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&PeerId, &mut Member)> {
+        self.all.iter_mut()
+    }
+}
+
 /// A peer that may be dialled.
 #[derive(Debug)]
 pub(super) struct Known {
@@ -55,7 +106,7 @@ pub(super) struct Root {
     pub(super) gone: Vec<u32>,
     /// Served for its own sake, not only while it is fetched.
     pub(super) seeding: bool,
-    pub(super) members: BTreeMap<PeerId, Member>,
+    pub(super) members: Members,
     pub(super) book: BTreeMap<PeerId, Known>,
     pub(super) fetch: Option<Box<FetchState>>,
 }
@@ -103,7 +154,7 @@ impl Root {
     /// Peers to dial now.
     pub(super) fn due(&self, now: Duration) -> Vec<PeerId> {
         let due = |k: &Known| !k.dialing && k.next_try <= now;
-        self.book.iter().filter(|(p, k)| due(k) && !self.members.contains_key(p)).map(|(p, _)| *p).collect()
+        self.book.iter().filter(|(p, k)| due(k) && !self.members.contains(p)).map(|(p, _)| *p).collect()
     }
 
     /// A dial failed, or a connection broke.

@@ -16,7 +16,10 @@ use std::{
     collections::BTreeSet,
     ops::Range,
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -141,6 +144,7 @@ pub async fn finish(mut fetch: Fetch) -> Result<FetchReport, FetchError> {
 /// A peer that joins a root's swarm, says that it has every leaf, and answers requests as a closure says.
 pub struct RawPeer {
     pub endpoint: Endpoint,
+    dialled: Arc<AtomicUsize>,
     tasks: tokio::task::JoinSet<()>,
 }
 
@@ -172,13 +176,21 @@ impl RawPeer {
     pub fn start(root: Cid, sizes: Vec<u32>, manner: Manner) -> RawPeer {
         let (endpoint, mut incoming) = bind();
         let mut tasks = tokio::task::JoinSet::new();
+        let dialled = Arc::new(AtomicUsize::new(0));
+        let count = dialled.clone();
         tasks.spawn(async move {
             let mut open = tokio::task::JoinSet::new();
             while let Some(connection) = incoming.next().await {
+                count.fetch_add(1, Ordering::Relaxed);
                 open.spawn(misbehave(connection, root, sizes.clone(), manner));
             }
         });
-        RawPeer { endpoint, tasks }
+        RawPeer { endpoint, dialled, tasks }
+    }
+
+    /// How often it was dialled.
+    pub fn dialled(&self) -> usize {
+        self.dialled.load(Ordering::Relaxed)
     }
 
     pub fn addr(&self) -> PeerAddr {

@@ -73,7 +73,7 @@ impl Hub {
         let (wanted, have) = fetch::in_place(&prepared.checkout, sizes.len());
         let mut swarm = Swarm::new(config.swarm, me, sizes, &wanted, &have);
         let mut liars = vec![];
-        for (peer, member) in &mut r.members {
+        for (peer, member) in r.members.iter_mut() {
             let rtt = self.links.get(&member.link).map(|l| l.connection.quinn().rtt()).unwrap_or_default();
             swarm.handle_peer(now, member.ix, tag(peer), rtt);
             if !swarm.handle_have(now, member.ix, &std::mem::take(&mut member.early)) {
@@ -112,7 +112,7 @@ impl Hub {
         let Some(r) = self.roots.get_mut(&root) else { return };
         let Some(f) = r.fetch.as_deref_mut().filter(|f| f.id == id) else { return };
         // gone meanwhile: what it brought counts all the same
-        let who = r.members.iter().find(|(_, m)| m.ix == peer).map(|(p, _)| *p);
+        let who = r.members.by_ix(peer).map(|(p, _)| p);
         let Stage::Running(running) = &mut f.stage else { return };
         self.touched.insert(root);
         let mut served = None;
@@ -159,7 +159,7 @@ impl Hub {
                         running.swarm.handle_ended(now, peer, batch, false);
                         let Some(who) = who else { return };
                         f.blame(who, format!("{PROTOCOL_FAULT}: {why}"));
-                        self.ban(root, who);
+                        self.ban(who);
                         self.let_go(&who, &why);
                     }
                 }
@@ -236,7 +236,7 @@ impl Hub {
             let Some(running) = f.running() else { return };
             let Some(action) = running.swarm.poll_action(now) else { break };
             tracing::trace!(?action, progress = ?running.swarm.progress(), "the scheduler decided");
-            let who = |ix: PeerIx| r.members.iter().find(|(_, m)| m.ix == ix).map(|(p, m)| (*p, m.link));
+            let who = |ix: PeerIx| r.members.by_ix(ix);
             match action {
                 Action::Request { peer, batch, leaves } => {
                     let link = who(peer).and_then(|(_, link)| self.links.get(&link));
@@ -271,7 +271,11 @@ impl Hub {
                 Action::Drop { peer, reason } => {
                     let Some((peer, _)) = who(peer) else { continue };
                     f.blame(peer, reason.sentence());
-                    self.ban(root, peer);
+                    match reason {
+                        DropReason::Corrupt { .. } => self.ban(peer),
+                        // it may be slow, or its path: this root does without it, no more
+                        DropReason::Stalled => drop(r.book.remove(&peer)),
+                    }
                     self.let_go(&peer, &reason.sentence());
                 }
             }

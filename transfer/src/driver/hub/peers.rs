@@ -6,12 +6,18 @@ use crate::driver::link::PROTOCOL_FAULT;
 use shoal_content::Manifest;
 use shoal_net::CLOSE_NORMAL;
 
+/// What a peer hears that told lies before.
+const BANNED: &[u8] = b"refused: you sent wrong bytes or broke the protocol";
+
 impl Hub {
     pub(super) fn add_peers(&mut self, root: Cid, peers: Vec<PeerAddr>, pause: Duration) {
         let (me, limit, not_before) = (self.me, self.config.limits.known_peers_per_root, self.now() + pause);
         let Some(r) = self.roots.get_mut(&root) else { return };
+        let now = self.origin.elapsed();
         for hint in peers.into_iter().filter(|h| h.peer != me) {
-            r.learn(hint, limit, not_before);
+            if !self.bans.holds(&hint.peer, now) {
+                r.learn(hint, limit, not_before);
+            }
         }
         self.dial(root);
     }
@@ -59,6 +65,9 @@ impl Hub {
         let (peer, dialer) = (connection.peer(), connection.is_dialer());
         if dialer {
             self.dials = self.dials.saturating_sub(1);
+        }
+        if self.bans.holds(&peer, self.origin.elapsed()) {
+            return connection.close(CLOSE_NORMAL, BANNED);
         }
         self.roots.values_mut().for_each(|r| r.reached(&peer));
         if let Some(old) = self.by_peer.get(&peer).copied() {
@@ -141,6 +150,9 @@ impl Hub {
         let now = self.now();
         let verdicts = self.choker.handle_gone(now, id);
         self.choke(verdicts);
+        if why.starts_with(PROTOCOL_FAULT) {
+            self.bans.add(peer, now + self.config.limits.ban);
+        }
         let member_of: Vec<Cid> = self
             .roots
             .iter()
@@ -172,11 +184,10 @@ impl Hub {
         self.closed(id, why);
     }
 
-    /// A peer that told lies is not dialled again for this root.
-    pub(super) fn ban(&mut self, root: Cid, peer: PeerId) {
-        if let Some(r) = self.roots.get_mut(&root) {
-            r.book.remove(&peer);
-        }
+    /// A peer that told lies is refused for a while, and dialled for no root.
+    pub(super) fn ban(&mut self, peer: PeerId) {
+        self.bans.add(peer, self.origin.elapsed() + self.config.limits.ban);
+        self.roots.values_mut().for_each(|r| drop(r.book.remove(&peer)));
     }
 
     pub(super) fn member_gone(&mut self, root: Cid, peer: PeerId, why: Option<&str>) {
@@ -283,10 +294,10 @@ impl Hub {
         {
             return self.let_go(&peer, "protocol fault: counts other leaves than there are");
         }
-        if r.members.len() >= self.config.limits.peers_per_root && !r.members.contains_key(&peer) {
+        if r.members.len() >= self.config.limits.peers_per_root && !r.members.contains(&peer) {
             return;
         }
-        let newcomer = !r.members.contains_key(&peer);
+        let newcomer = !r.members.contains(&peer);
         if newcomer {
             r.members.insert(peer, Member { ix, link: id, early: vec![] });
             self.store.touch(&root);

@@ -75,7 +75,7 @@ impl Hub {
             LeafSet::pack(leaves.drain(..))
         };
         let (gone, fresh) = (pack(&mut gone), pack(&mut fresh));
-        for member in r.members.values() {
+        for (_, member) in r.members.iter() {
             if let Some(link) = self.links.get_mut(&member.link)
                 && let Some(channel) = link.ours.get(&root).copied()
             {
