@@ -76,6 +76,8 @@ pub struct Choker<P> {
     slots: usize,
     policy: Policy,
     peers: BTreeMap<P, Standing>,
+    /// How many of them are served.
+    served: usize,
     records: BTreeMap<P, Record>,
     last_pardon: Duration,
 }
@@ -87,6 +89,7 @@ impl<P: Ord + Copy> Choker<P> {
             slots: slots.max(1),
             policy,
             peers: BTreeMap::new(),
+            served: 0,
             records: BTreeMap::new(),
             last_pardon: Duration::ZERO,
         }
@@ -101,7 +104,7 @@ impl<P: Ord + Copy> Choker<P> {
     pub fn handle_interested(&mut self, now: Duration, peer: P, yes: bool) -> Vec<Verdict<P>> {
         match (yes, self.peers.contains_key(&peer)) {
             (true, false) => {
-                self.peers.insert(peer, Standing { served: false, since: now });
+                self.stand(peer, false, now);
                 let mut verdicts = self.settle(now);
                 // served at once, as the wire has it; or it is told
                 let served = self.peers.get(&peer).is_some_and(|s| s.served);
@@ -110,7 +113,7 @@ impl<P: Ord + Copy> Choker<P> {
                 verdicts
             }
             (false, true) => {
-                let was_choked = self.peers.remove(&peer).is_some_and(|s| !s.served);
+                let was_choked = self.forget(&peer).is_some_and(|s| !s.served);
                 let mut verdicts = self.settle(now);
                 // the wire's default for a peer without a standing
                 verdicts.extend(was_choked.then_some(Verdict { peer, choke: false }));
@@ -132,13 +135,16 @@ impl<P: Ord + Copy> Choker<P> {
 
     /// `peer` is gone.
     pub fn handle_gone(&mut self, now: Duration, peer: P) -> Vec<Verdict<P>> {
-        self.peers.remove(&peer);
+        self.forget(&peer);
         self.records.remove(&peer);
         self.settle(now)
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is to be called: never while nobody waits.
     pub fn poll_timeout(&self) -> Option<Duration> {
+        if self.served == self.peers.len() {
+            return None;
+        }
         let waits = |in_debt| self.peers.iter().any(|(p, s)| !s.served && self.in_debt(p) == in_debt);
         let oldest = self.peers.values().filter(|s| s.served).map(|s| s.since).min();
         let turn = oldest.filter(|_| waits(false)).map(|since| since + TURN);
@@ -162,12 +168,10 @@ impl<P: Ord + Copy> Choker<P> {
             self.peers.iter().filter(|(_, s)| s.served && s.since + TURN <= now).map(|(p, s)| (s.since, *p)).collect();
         over.sort_unstable();
         // the next ones are let in before the old ones queue up again
-        let mut next: Vec<(Duration, P)> =
-            self.peers.iter().filter(|(p, s)| !s.served && self.may_wait(p)).map(|(p, s)| (s.since, *p)).collect();
-        next.sort_unstable();
+        let next = self.waiting();
         for ((_, old), (_, new)) in over.into_iter().zip(next) {
-            self.peers.insert(old, Standing { served: false, since: now });
-            self.peers.insert(new, Standing { served: true, since: now });
+            self.stand(old, false, now);
+            self.stand(new, true, now);
             verdicts.push(Verdict { peer: old, choke: true });
             verdicts.push(Verdict { peer: new, choke: false });
         }
@@ -184,28 +188,48 @@ impl<P: Ord + Copy> Choker<P> {
             })
     }
 
-    /// Whether `peer` is one of those who get the slots: not in debt, or all are.
-    fn may_wait(&self, peer: &P) -> bool {
-        !self.in_debt(peer) || self.peers.keys().all(|p| self.in_debt(p))
+    /// Whether all are in debt, so that it makes no difference.
+    fn all_in_debt(&self) -> bool {
+        self.policy == Policy::Reciprocal && self.peers.keys().all(|p| self.in_debt(p))
     }
 
-    fn served(&self) -> usize {
-        self.peers.values().filter(|s| s.served).count()
+    /// Those who wait and may get a slot, the one that waits longest first.
+    fn waiting(&self) -> Vec<(Duration, P)> {
+        let all_in_debt = self.all_in_debt();
+        let waits = |(p, s): &(&P, &Standing)| !s.served && (all_in_debt || !self.in_debt(p));
+        let mut waiting: Vec<(Duration, P)> = self.peers.iter().filter(waits).map(|(p, s)| (s.since, *p)).collect();
+        waiting.sort_unstable();
+        waiting
+    }
+
+    fn stand(&mut self, peer: P, served: bool, since: Duration) {
+        let before = self.peers.insert(peer, Standing { served, since });
+        self.served += usize::from(served);
+        self.served -= usize::from(before.is_some_and(|s| s.served));
+    }
+
+    fn forget(&mut self, peer: &P) -> Option<Standing> {
+        let gone = self.peers.remove(peer);
+        self.served -= usize::from(gone.is_some_and(|s| s.served));
+        gone
     }
 
     /// Takes slots from those in debt while others want something, and gives free ones to those who wait longest.
     fn settle(&mut self, now: Duration) -> Vec<Verdict<P>> {
         let mut verdicts = vec![];
-        let owing: Vec<P> = self.peers.iter().filter(|(p, s)| s.served && !self.may_wait(p)).map(|(p, _)| *p).collect();
-        for peer in owing {
-            self.peers.insert(peer, Standing { served: false, since: now });
-            verdicts.push(Verdict { peer, choke: true });
+        if self.policy == Policy::Reciprocal && !self.all_in_debt() {
+            let owes = |(p, s): &(&P, &Standing)| s.served && self.in_debt(p);
+            let owing: Vec<P> = self.peers.iter().filter(owes).map(|(p, _)| *p).collect();
+            for peer in owing {
+                self.stand(peer, false, now);
+                verdicts.push(Verdict { peer, choke: true });
+            }
         }
-        while self.served() < self.slots {
-            let waiting = self.peers.iter().filter(|(p, s)| !s.served && self.may_wait(p));
-            let Some(peer) = waiting.min_by_key(|(_, s)| s.since).map(|(p, _)| *p) else { break };
-            self.peers.insert(peer, Standing { served: true, since: now });
-            verdicts.push(Verdict { peer, choke: false });
+        if self.served < self.slots.min(self.peers.len()) {
+            for (_, peer) in self.waiting().into_iter().take(self.slots - self.served) {
+                self.stand(peer, true, now);
+                verdicts.push(Verdict { peer, choke: false });
+            }
         }
         verdicts
     }
@@ -303,5 +327,46 @@ mod tests {
         let gave = Account { given: 2 * ADVANCE, ..took(3 * ADVANCE + 1) };
         assert_eq!(c.handle_account(S(61), 1, gave), vec![Verdict { peer: 1, choke: false }]);
         assert_eq!(c.poll_timeout(), None);
+    }
+
+    thread_local!(static COMPARED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) });
+
+    /// A peer that counts how often peers are compared.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Counting(u32);
+
+    impl Ord for Counting {
+        fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+            COMPARED.set(COMPARED.get() + 1);
+            self.0.cmp(&other.0)
+        }
+    }
+
+    impl PartialOrd for Counting {
+        fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+            Some(self.cmp(other))
+        }
+    }
+
+    /// A thousand free riders, and one that changes its mind all the time: each time costs about as much as looking at each
+    /// peer once, not at each pair.
+    #[test]
+    fn a_peer_that_changes_its_mind_costs_little_among_many() {
+        const PEERS: u32 = 1000;
+        for policy in [Policy::Cooperative, Policy::Reciprocal] {
+            let mut c = Choker::new(64, policy);
+            for p in 0..PEERS {
+                c.handle_interested(S(0), Counting(p), true);
+                c.handle_account(S(0), Counting(p), took(2 * ADVANCE));
+            }
+            COMPARED.set(0);
+            for turn in 0..100 {
+                c.handle_interested(S(1), Counting(PEERS), turn % 2 == 0);
+                c.poll_timeout();
+            }
+            let each = COMPARED.get() / 100;
+            let log = u64::from(PEERS.ilog2()) + 2;
+            assert!(each < 12 * u64::from(PEERS) * log, "{policy:?}: {each} comparisons each time");
+        }
     }
 }

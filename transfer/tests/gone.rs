@@ -1,14 +1,17 @@
 //! Blocks that go, or cannot be read for a while: members are told which, and told again when they are back; what is left of
-//! a request is answered all the same.
+//! a request is answered all the same. And what peers can make of that.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
 
-use common::{Listener, Peer, finish, noise};
+use common::{LIMIT, Listener, Peer, finish, noise};
 use shoal_content::{Cid, Manifest};
-use shoal_transfer::{FetchInto, FetchRequest, PeerAddr};
-use std::{collections::BTreeSet, fs, os::unix::fs::FileExt as _, path::Path};
+use shoal_transfer::{
+    FetchEvent, FetchInto, FetchRequest, PeerAddr, Rates,
+    wire::{LeafSet, Message},
+};
+use std::{collections::BTreeSet, fs, ops::Range, os::unix::fs::FileExt as _, path::Path};
 
 const MB: usize = 1 << 20;
 
@@ -108,4 +111,41 @@ async fn what_cannot_be_read_takes_nothing_with_it_and_is_offered_again_when_it_
     listener.until("b can be read again", |told| told.len() == count as usize).await;
     let got = listener.ask(root, &sizes, 0..count).await;
     assert!(got.iter().all(Option::is_some), "{got:?}");
+}
+
+/// A seeder that is none and one again, over and over, has everybody walk through all leaves each time, for a few bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_toggles_what_it_has_is_let_go_and_others_are_not() {
+    let (seeder, leecher) = (Peer::start(), Peer::start());
+    let (root, path) = seeder.share_bytes("film", &noise(61, 24 * MB)).await;
+    let count = seeder.store.manifest(&root).unwrap().leaves().len() as u32;
+    // Slow, so that the fetch goes on while the other one plays.
+    seeder.transfer.limit(Rates { up: Some(4_000_000), ..Rates::default() }.into()).await.unwrap();
+    let mut fetch = leecher.transfer.fetch(leecher.request(root, "film", vec![seeder.addr()])).await.unwrap();
+    while !matches!(fetch.next().await.unwrap(), FetchEvent::Started { .. }) {}
+
+    let mut listener = Listener::join(&leecher.addr(), root).await;
+    let set = |range: Range<u32>| LeafSet::Ranges(std::iter::once(range).collect());
+    let mut all = vec![];
+    Message::Have { channel: 3, leaves: set(0..count) }.encode(&mut all);
+    let mut toggle = vec![];
+    Message::DontHave { channel: 3, leaves: set(5..6) }.encode(&mut toggle);
+    Message::Have { channel: 3, leaves: set(5..6) }.encode(&mut toggle);
+    let refused = async {
+        let mut toggles = 0;
+        let mut written = listener.said.write_all(&all).await;
+        while written.is_ok() {
+            written = listener.said.write_all(&toggle).await;
+            toggles += 1;
+            tokio::task::yield_now().await;
+        }
+        (toggles, listener.connection.quinn().closed().await.to_string())
+    };
+    let (toggles, why) = tokio::time::timeout(LIMIT, refused).await.expect("it may toggle for ever");
+    assert!(why.contains("announces and withdraws more"), "{why}");
+    assert!(toggles > 10, "an honest peer may lose a block and find it again: {toggles}");
+
+    let report = finish(fetch).await.unwrap();
+    assert!(fs::read(path).unwrap() == fs::read(&report.paths[0]).unwrap());
+    assert!(report.peers.iter().any(|share| share.peer == seeder.id() && share.dropped.is_none()), "{report:?}");
 }

@@ -56,6 +56,14 @@ const POLITE_PAUSE: Duration = Duration::from_millis(400);
 /// How long tasks may take to end at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
+/// Work that a peer makes by coming, going and saying what it has, in leaves looked at.
+#[derive(Debug, Default)]
+struct Toll {
+    work: u64,
+    /// As of when.
+    at: Duration,
+}
+
 /// A connection as the hub knows it.
 struct Link {
     connection: Connection,
@@ -71,6 +79,8 @@ struct Link {
     /// Bytes of leaves that it announced, for each root that is known here. No more than the root has, however often it
     /// says so.
     announced: BTreeMap<Cid, u64>,
+    /// What it made this side do, for each root that is known here.
+    tolls: BTreeMap<Cid, Toll>,
     /// It turned a request down, or choked us, since it last gave something.
     refuses: bool,
 }
@@ -295,6 +305,7 @@ impl Hub {
     fn forget(&mut self, root: Cid) {
         self.roots.remove(&root);
         for link in self.links.values_mut() {
+            link.tolls.remove(&root);
             if let Some(channel) = link.ours.remove(&root) {
                 link.say(&Message::Leave { channel });
             }

@@ -197,10 +197,10 @@ pub struct Swarm {
     horizon: u32,
     pending: FixedBitSet,
     pending_bytes: u64,
-    /// Seeders that had nothing to ask for.
-    dry_seeders: Vec<u32>,
+    /// Seeders that had nothing to ask for; each once, so that the peers bound the list.
+    pub(super) dry_seeders: Vec<u32>,
     /// Peers that are late; each once, so that the peers bound the list.
-    late: Vec<u32>,
+    pub(super) late: Vec<u32>,
     /// Bytes that come out of seeders, announced by anybody for the first time.
     outflow: Meter,
     /// Peers that have only leaves to give which it is not this leecher's turn to ask for; each
@@ -221,6 +221,10 @@ pub struct Swarm {
     in_flight: InFlight,
     progress: Progress,
     bytes_needed: u64,
+    work: u64,
+    /// Leaves of late peers that were looked at.
+    #[cfg(test)]
+    pub(super) looked: std::cell::Cell<u64>,
 }
 
 impl Swarm {
@@ -285,6 +289,9 @@ impl Swarm {
             in_flight: InFlight::default(),
             progress,
             bytes_needed,
+            work: 0,
+            #[cfg(test)]
+            looked: Default::default(),
         }
     }
 
@@ -306,6 +313,12 @@ impl Swarm {
     /// The account of a connected peer.
     pub fn account(&self, peer: PeerIx) -> Option<PeerAccount> {
         self.peer(peer).map(Peer::account)
+    }
+
+    /// Leaves that were looked at because peers came, went, or said what they have, since the start: for whoever wants to charge
+    /// them for it.
+    pub fn work(&self) -> u64 {
+        self.work
     }
 
     /// Bytes that are asked for and not delivered, over all peers.
@@ -341,8 +354,12 @@ impl Swarm {
         if gone.late {
             self.late.retain(|late| *late != slot);
         }
+        if gone.dry {
+            self.dry_seeders.retain(|dry| *dry != slot);
+        }
         if !gone.is_seeder() {
             self.leechers -= 1;
+            self.work += u64::from(gone.have_count);
             gone.have.ones().for_each(|leaf| self.picker.lost(leaf as u32));
         }
         if gone.striped {
@@ -374,9 +391,14 @@ impl Swarm {
         if p.is_seeder() {
             return true;
         }
+        if ranges.iter().any(|r| r.len() == p.have.len()) {
+            self.has_all(slot);
+            return true;
+        }
         let before = p.have_count;
         let (mut out, mut useful) = (vec![], false);
         for leaf in ranges.iter().cloned().flatten() {
+            self.work += 1;
             if p.have.put(leaf as usize) {
                 continue;
             }
@@ -397,27 +419,34 @@ impl Swarm {
         if p.have_count == before {
             return true;
         }
-        let is_seeder = p.is_seeder();
-        if !is_seeder {
-            self.came_out(now, &out);
+        if p.is_seeder() {
+            self.has_all(slot);
+            return true;
         }
-        let Some(p) = &mut self.peers[slot as usize] else { return true };
-        if is_seeder {
-            // seeders are not counted by the picker: take back what it was counted for as a leecher
-            (0..p.have.len() as u32).for_each(|leaf| self.picker.lost(leaf));
-            p.candidates = vec![];
-            p.unscanned = None;
-            self.leechers -= 1;
-            self.unready(slot);
-            self.settle_later(slot);
-        } else {
-            self.spoke(slot);
-        }
-        if useful || is_seeder {
+        self.came_out(now, &out);
+        self.spoke(slot);
+        if useful {
             self.ready(slot);
             self.tell_interest(slot);
         }
         true
+    }
+
+    /// A peer has every leaf. Seeders are not counted by the picker: what it was counted for as a leecher is taken back.
+    fn has_all(&mut self, slot: u32) {
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        self.work += u64::from(p.have_count);
+        p.have.ones().for_each(|leaf| self.picker.lost(leaf as u32));
+        p.have.insert_range(..);
+        p.have_count = p.have.len() as u32;
+        p.candidates = vec![];
+        p.unscanned = None;
+        p.wants_from = 0;
+        self.leechers -= 1;
+        self.unready(slot);
+        self.settle_later(slot);
+        self.ready(slot);
+        self.tell_interest(slot);
     }
 
     /// `peer` says that it lacks `ranges`.
@@ -425,6 +454,7 @@ impl Swarm {
         let count = self.sizes.len() as u32;
         let Some(slot) = self.slots.get(&peer).copied() else { return };
         for leaf in ranges.iter().flat_map(|r| r.start..r.end.min(count)) {
+            self.work += 1;
             self.lacks(slot, leaf);
         }
         self.tell_interest(slot);
@@ -584,6 +614,9 @@ impl Swarm {
     /// Seeders may have something to ask for again.
     fn wake_seeders(&mut self) {
         for slot in std::mem::take(&mut self.dry_seeders) {
+            if let Some(p) = &mut self.peers[slot as usize] {
+                p.dry = false;
+            }
             self.ready(slot);
         }
     }

@@ -179,6 +179,8 @@ pub(super) struct Peer {
     pub(super) paused: Option<Duration>,
     /// It is among those that are held back.
     pub(super) held: bool,
+    /// It is among the seeders that had nothing to ask for.
+    pub(super) dry: bool,
     /// The alarm that is set for its silence.
     pub(super) alarmed: Option<Duration>,
     pub(super) bytes: u64,
@@ -218,6 +220,7 @@ impl Peer {
             snubbed: false,
             paused: None,
             held: false,
+            dry: false,
             alarmed: None,
             bytes: 0,
             leaves: 0,

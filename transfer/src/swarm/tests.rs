@@ -404,6 +404,72 @@ fn a_rare_leaf_is_asked_for_by_a_few_at_first_and_by_anybody_in_the_end() {
     assert_eq!(at_once + soon, crowd as usize);
 }
 
+/// A seeder that has nothing to give is noted once, however often it is looked at again.
+#[test]
+fn seeders_without_anything_to_ask_for_are_noted_once() {
+    let mut w = World::new(vec![1000; 2]);
+    let seeder = w.join(Kind::Staller, (0..2).collect());
+    for _ in 0..1000 {
+        w.now += MS(1);
+        w.swarm.handle_bytes(w.now, seeder, 1);
+        w.act();
+    }
+    assert!(w.swarm.dry_seeders.len() <= 1, "{}", w.swarm.dry_seeders.len());
+    w.leave(seeder);
+    assert!(w.swarm.dry_seeders.is_empty());
+}
+
+/// What a peer costs by saying what it has is known, and a seeder that comes costs no walk through the leaves for each.
+#[test]
+fn what_peers_cost_by_what_they_say_is_counted() {
+    const LEAVES: u32 = 100_000;
+    let mut s = swarm(vec![1000; LEAVES as usize]);
+    let cost = |s: &mut Swarm, change: &dyn Fn(&mut Swarm)| {
+        let before = s.work();
+        change(s);
+        s.work() - before
+    };
+    let (peer, all) = (PeerIx(1), [0..LEAVES]);
+    let leaves = u64::from(LEAVES);
+    // one walk when it comes, and one when it turns out to be no leecher: stripes are dealt anew
+    assert_eq!(cost(&mut s, &|s| s.handle_peer(MS(0), peer, 7, MS(1))), leaves);
+    assert_eq!(cost(&mut s, &|s| assert!(s.handle_have(MS(0), peer, &all))), leaves);
+    assert_eq!(cost(&mut s, &|s| assert!(s.handle_have(MS(0), peer, &all))), 0, "it is known already");
+    // a seeder that is none and one again costs as much as that, though it names one leaf
+    assert!(cost(&mut s, &|s| s.handle_dont_have(MS(0), peer, &[5..6])) >= 2 * leaves - 1);
+    assert!(cost(&mut s, &|s| assert!(s.handle_have(MS(0), peer, &[5..6]))) >= 2 * leaves - 1);
+    assert_eq!(cost(&mut s, &|s| s.handle_gone(MS(0), peer)), 0);
+    assert_eq!(cost(&mut s, &|s| s.handle_dont_have(MS(0), peer, &all)), 0, "it is gone");
+}
+
+/// A late peer with tens of thousands of small leaves does not make every decision a walk through all of them.
+#[test]
+fn few_of_the_leaves_of_late_peers_are_looked_at() {
+    const LEAVES: u32 = 40_000;
+    let config = SwarmConfig { initial_window: 1 << 30, most_leaves: 4096, ..SwarmConfig::default() };
+    let config = SwarmConfig { least_total: 1 << 30, largest_batch: 1 << 30, ..config };
+    let none = FixedBitSet::with_capacity(LEAVES as usize);
+    let mut s = Swarm::new(config, 42, vec![100; LEAVES as usize].into(), &full(LEAVES as usize), &none);
+    let (seeder, other, mut now) = (PeerIx(1), PeerIx(2), MS(0));
+    s.handle_peer(now, seeder, 9, MS(1));
+    assert!(s.handle_have(now, seeder, std::slice::from_ref(&(0..LEAVES))));
+    assert!(asks(&mut s, now, seeder).len() > LEAVES as usize / 2, "nearly everything is asked for");
+    while s.late.is_empty() {
+        now = s.poll_timeout().unwrap().max(now);
+        s.handle_timeout(now);
+    }
+    // one that has but the last of its leaves comes, and is looked at again and again
+    s.handle_peer(now, other, 99, MS(1));
+    assert!(s.handle_have(now, other, &[LEAVES - 1..LEAVES]));
+    for turn in 1..=10 {
+        s.handle_choke(now, other, true);
+        s.handle_choke(now, other, false);
+        asks(&mut s, now, other);
+        assert!(s.looked.get() <= turn * 2 * 512, "{} leaves in {turn} turns", s.looked.get());
+    }
+    assert!(s.looked.get() > 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 

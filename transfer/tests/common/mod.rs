@@ -306,8 +306,8 @@ fn plain_head(len: u32) -> Vec<u8> {
 pub struct Listener {
     pub connection: Connection,
     control: RecvStream,
-    /// Kept open: its end would be the connection's.
-    _said: SendStream,
+    /// What it says. Kept open: its end would be the connection's.
+    pub said: SendStream,
     decoder: Decoder,
     pub told: BTreeSet<u32>,
     /// How often a leaf was said to be there, and to be gone.
@@ -328,7 +328,7 @@ impl Listener {
         said.write_all(&bytes).await.unwrap();
         let control = connection.quinn().accept_uni().await.unwrap();
         let (told, decoder) = (BTreeSet::new(), Decoder::default());
-        Listener { connection, control, _said: said, decoder, told, haves: 0, dont_haves: 0, _endpoint: endpoint }
+        Listener { connection, control, said, decoder, told, haves: 0, dont_haves: 0, _endpoint: endpoint }
     }
 
     /// Reads what comes until what was told is like this.

@@ -6,6 +6,14 @@ use crate::driver::link::PROTOCOL_FAULT;
 use shoal_content::Manifest;
 use shoal_net::CLOSE_NORMAL;
 
+/// A peer may make this side look at each leaf of a root so often in [`TOLL_SPAN`], by coming, going and saying what it has;
+/// about four times is what it takes to come, get everything and be a seeder.
+const TOLL_ROUNDS: u64 = 16;
+const TOLL_SPAN: Duration = Duration::from_secs(60);
+/// That much in any case, and what a newcomer costs however small the root is: others are told of it.
+const TOLL_LEAST: u64 = 1 << 16;
+const TOLL_NEWCOMER: u64 = 1 << 10;
+
 /// What a peer hears that told lies before.
 const BANNED: &[u8] = b"refused: you sent wrong bytes or broke the protocol";
 
@@ -101,6 +109,7 @@ impl Hub {
             agent: String::new(),
             addrs: vec![],
             announced: BTreeMap::new(),
+            tolls: BTreeMap::new(),
             refuses: false,
         };
         let addrs = self.endpoint.listen_multiaddrs();
@@ -232,11 +241,12 @@ impl Hub {
                     return self.let_go(&peer, "protocol fault: too many roots on one connection");
                 }
                 link.theirs.insert(channel, root);
-                self.joined(id, peer, root, leaves, answer);
+                let leaves_known = self.roots.get(&root).map_or(0, |r| r.have.len() as u64);
+                self.charged(id, root, TOLL_NEWCOMER + leaves_known, |hub| hub.joined(id, peer, root, leaves, answer));
             }
             Message::Leave { channel } => {
                 let Some(root) = link.theirs.remove(&channel) else { return };
-                self.member_gone(root, peer, None);
+                self.charged(id, root, 0, |hub| hub.member_gone(root, peer, None));
             }
             Message::Have { channel, leaves } => {
                 let Some(root) = root_of(link, &channel) else { return };
@@ -245,14 +255,17 @@ impl Hub {
                     let announced = link.announced.entry(root).or_default();
                     *announced = manifest.total_bytes().min(announced.saturating_add(bytes_of(manifest, &ranges)));
                 }
-                self.they_have(root, peer, ranges);
+                let count = ranges.iter().map(|r| r.len() as u64).sum();
+                self.charged(id, root, count, |hub| hub.they_have(root, peer, ranges));
             }
             Message::DontHave { channel, leaves } => {
                 let Some(root) = root_of(link, &channel) else { return };
-                if let Some((swarm, ix)) = self.swarm_of(&root, &peer) {
-                    swarm.handle_dont_have(now, ix, &leaves.ranges());
-                    self.touched.insert(root);
-                }
+                self.charged(id, root, 1, |hub| {
+                    if let Some((swarm, ix)) = hub.swarm_of(&root, &peer) {
+                        swarm.handle_dont_have(now, ix, &leaves.ranges());
+                        hub.touched.insert(root);
+                    }
+                });
             }
             Message::Interested { channel, yes } => {
                 // slots are dealt per connection: a peer that wants anything of any root takes one
@@ -280,6 +293,29 @@ impl Hub {
             }
             // the link's task ends the connection
             Message::Goodbye { .. } => {}
+        }
+    }
+
+    /// Does what a peer's message asks for, and has the peer pay for the leaves that were looked at for it; for `least` in any
+    /// case. One that makes more work than it can have reason to is let go.
+    fn charged(&mut self, id: LinkId, root: Cid, least: u64, change: impl FnOnce(&mut Hub)) {
+        let work = |hub: &mut Hub| {
+            let running = hub.roots.get_mut(&root)?.fetch.as_mut()?.running()?;
+            Some(running.swarm.work())
+        };
+        let before = work(self);
+        change(self);
+        let work = work(self).zip(before).map_or(0, |(after, before)| after.saturating_sub(before)).max(least);
+        let now = self.now();
+        let (Some(link), Some(r)) = (self.links.get_mut(&id), self.roots.get(&root)) else { return };
+        let most = TOLL_LEAST + TOLL_ROUNDS * r.manifest.as_ref().map_or(0, |m| m.leaves().len() as u64);
+        let toll = link.tolls.entry(root).or_default();
+        let over = now.saturating_sub(toll.at).as_secs_f64() / TOLL_SPAN.as_secs_f64();
+        toll.work = toll.work.saturating_sub((most as f64 * over) as u64) + work;
+        toll.at = now;
+        if toll.work > most {
+            let peer = link.connection.peer();
+            self.let_go(&peer, "comes, goes, announces and withdraws more than there is");
         }
     }
 

@@ -134,6 +134,7 @@ impl Swarm {
         if let Some(p) = &mut self.peers[slot as usize] {
             p.have_count -= 1;
             p.unscanned = Some(0);
+            self.work += u64::from(p.have_count);
             p.have.ones().for_each(|leaf| self.picker.gained(leaf as u32));
         }
         self.leechers += 1;
@@ -187,6 +188,7 @@ impl Swarm {
 
     /// Whether `slot` is a leecher is decided when what it has is known: before the next decision.
     pub(super) fn settle_later(&mut self, slot: u32) {
+        self.work += self.sizes.len() as u64;
         self.unsettled.push(slot);
     }
 

@@ -18,6 +18,9 @@ const PEER_SAMPLE: usize = 8;
 const LATE: f64 = 1.6;
 /// How many late leaves are looked at for a second request.
 const LATE_SAMPLE: usize = 32;
+/// How many leaves of peers that are late are looked at for a second request, of all of them together: where there are more,
+/// enough of them are asked for twice already, or will be when these are.
+const LATE_LOOKS: usize = 512;
 /// Bytes that are asked of seeders by all leechers together, at least: with more at once each leaf would take longer to
 /// come out, and what has come out is what the others live on.
 const LEAST_AHEAD: u64 = 3 << 19;
@@ -190,7 +193,12 @@ impl Swarm {
         self.tell_interest(slot);
         let Some(p) = self.at(slot) else { return };
         if p.is_seeder() {
-            self.dry_seeders.push(slot);
+            if !p.dry {
+                self.dry_seeders.push(slot);
+            }
+            if let Some(p) = &mut self.peers[slot as usize] {
+                p.dry = true;
+            }
         } else if !p.candidates.is_empty() && !p.held {
             self.held.push_back(slot);
             if let Some(p) = &mut self.peers[slot as usize] {
@@ -281,8 +289,11 @@ impl Swarm {
         let urgent = self.picker.len() == 0 || self.starved || self.in_flight.all() == of_late;
         let is_late = |(holder, _)| self.peer(holder).is_none_or(|h| h.late);
         let late = self.late.iter().filter_map(|late| self.at(*late)).filter(|h| urgent || h.snubbed);
-        let held = late.flat_map(|h| h.batches.values());
-        let mut leaves = held.flat_map(|b| b.leaves.iter().copied()).filter(|leaf| p.has(*leaf));
+        let each = (LATE_LOOKS / self.late.len().max(1)).max(1);
+        let held = late.flat_map(|h| h.batches.values().flat_map(|b| b.leaves.iter().copied()).take(each));
+        #[cfg(test)]
+        let held = held.inspect(|_| self.looked.set(self.looked.get() + 1));
+        let mut leaves = held.filter(|leaf| p.has(*leaf));
         let (leaf, second) = leaves.find_map(|leaf| {
             let holders = self.asked.get(&leaf)?;
             let all_late = is_late(holders.first) && holders.second.is_none_or(is_late);
