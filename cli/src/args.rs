@@ -177,6 +177,12 @@ pub(crate) enum Command {
     Gc,
     /// Show where the space of the home directory goes
     Df,
+    /// Change the passphrase of an encrypted home
+    #[command(after_help = "Asks for the passphrase of now and for the new one, where the environment has none in \
+        SHOAL_PASSPHRASE_FILE or SHOAL_PASSPHRASE, and SHOAL_NEW_PASSPHRASE_FILE or SHOAL_NEW_PASSPHRASE.\n\n\
+        Stop the daemon first. Nothing is encrypted again: a copy of store/key from before goes with the passphrase of \
+        before.")]
+    Passphrase,
     /// Print the peer id, and the addresses if a node runs
     Id,
     /// Print the effective settings and where each comes from

@@ -15,7 +15,9 @@ mod view;
 use std::{ffi::OsString, path::Path, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, Parser};
-use shoal_node::{BytePath, Class, Config, Failure, Home, LimitChange, RateLimit, Request, Settings, config::Flag};
+use shoal_node::{
+    BytePath, Class, Config, Event, Failure, Home, LimitChange, RateLimit, Request, Settings, config::Flag,
+};
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command, Global};
@@ -68,6 +70,12 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
             return Ok(());
         }
         Command::Daemon => return block_on(config.settings(), run::daemon(&home, &config, output)),
+        Command::Passphrase => {
+            block_on(config.settings(), shoal_node::change_passphrase(&home, &config))?;
+            let home = home.dir().display().to_string();
+            view::View::new(output).event(Event::PassphraseChanged { home });
+            return Ok(());
+        }
         Command::Demo { path } => return block_on(config.settings(), demo::run(path, &config, output)),
         Command::Completions { .. } | Command::Man => return Ok(()),
         Command::Share { paths, ttl, read_all } => {

@@ -77,6 +77,9 @@ impl<'a> View<'a> {
             }
             Event::Done(done) => self.done(&done),
             Event::Listening(listening) => self.listening(&listening),
+            Event::PassphraseChanged { home } => {
+                self.output.result(&format!("The passphrase of {} is changed.", clean(&home)));
+            }
             Event::Root(root) => self.roots.push(root),
             Event::Entry(entry) => self.entry(&entry),
             Event::Peer(peer) => self.peers.push(peer),

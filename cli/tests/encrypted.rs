@@ -97,3 +97,41 @@ fn a_plain_home_that_is_to_be_encrypted_says_what_to_do() {
     Running::start(command).finish().ok();
     assert_eq!(fs::read_to_string(place.path("plain/store/format")).unwrap(), "1\n");
 }
+
+#[test]
+fn the_passphrase_of_a_home_can_be_changed_while_nothing_has_it_open() {
+    let place = Place::new();
+    let file = place.file("mine", 10_000);
+    let (old, new) = (("SHOAL_PASSPHRASE", PASSPHRASE), ("SHOAL_PASSPHRASE", "another one"));
+    let to_new = ("SHOAL_NEW_PASSPHRASE", new.1);
+    let mut share = start(&place, "home", &[old], &["share", file.to_str().unwrap()]);
+    share.event("shared");
+    let sentence = run(&place, "home", &[old, to_new], &["passphrase"]).failed("home", 10);
+    assert!(sentence.contains("in use") && sentence.contains("stop that process"), "{sentence}");
+    share.interrupt();
+
+    for (variables, word) in [
+        (&[to_new][..], "SHOAL_PASSPHRASE_FILE"),
+        (&[old], "SHOAL_NEW_PASSPHRASE_FILE"),
+        (&[new, to_new], "does not fit"),
+    ] {
+        let sentence = run(&place, "home", variables, &["passphrase"]).failed("home", 10);
+        assert!(sentence.contains(word), "{sentence}");
+    }
+    let by_file = place.path("new passphrase");
+    fs::write(&by_file, format!("{}\n", new.1)).unwrap();
+    let by_file = ("SHOAL_NEW_PASSPHRASE_FILE", by_file.to_str().unwrap());
+    let changed = run(&place, "home", &[old, by_file], &["passphrase"]).ok();
+    assert!(text(changed.event("passphrase_changed"), "home").ends_with("home"));
+
+    let sentence = run(&place, "home", &[old], &["ls"]).failed("home", 10);
+    assert!(sentence.contains("does not fit"), "{sentence}");
+    let ls = run(&place, "home", &[new], &["ls"]).ok();
+    assert_eq!(text(ls.event("root"), "name"), "mine");
+
+    place.run("plain", ["ls"]).ok();
+    for home in ["plain", "none at all"] {
+        let sentence = run(&place, home, &[old, to_new], &["passphrase"]).failed("home", 10);
+        assert!(sentence.contains("no encrypted store"), "{sentence}");
+    }
+}

@@ -17,7 +17,7 @@ pub(crate) fn open(error: &OpenError) -> Failure {
     let class = match error {
         OpenError::Locked { .. } | OpenError::NewerFormat { .. } | OpenError::Corrupt { .. } => Class::Home,
         OpenError::NeedsPassphrase { .. } | OpenError::WrongPassphrase { .. } => Class::Home,
-        OpenError::NotEncrypted { .. } => Class::Home,
+        OpenError::NotEncrypted { .. } | OpenError::HasNoPassphrase { .. } => Class::Home,
         OpenError::Io { .. } => Class::Disk,
     };
     Failure::from_error(class, error)

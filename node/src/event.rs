@@ -53,6 +53,11 @@ pub enum Event {
     },
     /// Result: a fetch is complete, verified, durable and in place.
     Done(Done),
+    /// Result: the store has another passphrase.
+    PassphraseChanged {
+        /// The home directory.
+        home: String,
+    },
     /// Result: a root of this home.
     Root(RootInfo),
     /// Result: a file, directory or symlink of a root.

@@ -43,7 +43,7 @@ pub use home::{Home, free_bytes};
 pub use host::Host;
 pub use node::{Node, Role};
 pub use operation::Operation;
-pub use passphrase::Prompt;
+pub use passphrase::{Prompt, change_passphrase};
 pub use period::period;
 pub use rate_limit::RateLimit;
 pub use request::{BytePath, LimitChange, Request};

@@ -74,6 +74,15 @@ pub enum OpenError {
         /// The store's directory.
         dir: PathBuf,
     },
+    /// Its passphrase was to be changed, and it has none.
+    #[error(
+        "there is no encrypted store at {}, so there is no passphrase to change; `encrypt = true` has a new store encrypted",
+        dir.display()
+    )]
+    HasNoPassphrase {
+        /// The store's directory.
+        dir: PathBuf,
+    },
     /// The operating system refused.
     #[error("cannot {action} {}: {source}; check that the disk is there, writable and not full", path.display())]
     Io {

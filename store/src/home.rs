@@ -18,7 +18,7 @@ use crate::{
 /// The format of a plain store.
 const PLAIN: u32 = 1;
 /// That of an encrypted one: what knows plain stores only must not take its files for damaged.
-const SEALED: u32 = 2;
+pub(crate) const SEALED: u32 = 2;
 /// The newest format this build reads.
 const NEWEST: u32 = SEALED;
 
@@ -38,32 +38,15 @@ impl Home {
         let dir = std::path::absolute(dir).map_err(io("find", dir))?;
         disk.make_dirs(&dir.join("packs")).map_err(io("create", &dir.join("packs")))?;
         let lock = take_lock(&dir)?;
-        let format = dir.join("format");
-        let found = match fs::read_to_string(&format) {
-            Ok(text) => {
-                let found = text.trim().parse().map_err(|_| OpenError::Corrupt {
-                    dir: dir.clone(),
-                    path: format.clone(),
-                    reason: "it holds no version number".into(),
-                })?;
-                if found > NEWEST {
-                    return Err(OpenError::NewerFormat { dir, found, known: NEWEST });
-                }
-                Some(found)
+        let found = format(&dir)?;
+        if found.is_none() {
+            // It is written last when a store is made, so there is nothing to lose, unless someone removed it.
+            let packs = packs::list(&dir.join("packs")).map_err(io("list", &dir.join("packs")))?;
+            if !packs.is_empty() {
+                let path = dir.join("format");
+                return Err(OpenError::Corrupt { dir, path, reason: "it is missing".into() });
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                // It is written last when a store is made, so there is nothing to lose, unless someone removed it.
-                let packs = packs::list(&dir.join("packs")).map_err(io("list", &dir.join("packs")))?;
-                if !packs.is_empty() {
-                    return Err(OpenError::Corrupt { dir, path: format, reason: "it is missing".into() });
-                }
-                None
-            }
-            Err(error) if error.kind() == ErrorKind::InvalidData => {
-                return Err(OpenError::Corrupt { dir, path: format, reason: "it is not text".into() });
-            }
-            Err(error) => return Err(io("read", &format)(error)),
-        };
+        }
         let seal = unlock(&dir, found, options, disk)?;
         Ok(Self { dir, fresh: found.is_none(), seal, _lock: lock })
     }
@@ -132,15 +115,38 @@ fn unlock(dir: &Path, format: Option<u32>, options: &Options, disk: &dyn Disk) -
         None => keyfile::make(&path, passphrase, options.key_cost, disk),
         Some(_) => keyfile::read(&path, passphrase),
     };
-    let key = key.map_err(|error| match error {
-        KeyError::Io(action, source) => OpenError::Io { action, path: path.clone(), source },
-        KeyError::Damaged(reason) => OpenError::Corrupt { dir: dir.to_owned(), path: path.clone(), reason },
-        KeyError::Wrong => OpenError::WrongPassphrase { dir: dir.to_owned() },
-    })?;
+    let key = key.map_err(key_error(dir, &path))?;
     Seal::new(&key).map_err(io("draw random bytes for", &path))
 }
 
-fn take_lock(dir: &Path) -> Result<File, OpenError> {
+/// What is wrong with the key file at `path`, of the store in `dir`.
+pub(crate) fn key_error(dir: &Path, path: &Path) -> impl FnOnce(KeyError) -> OpenError {
+    let (dir, path) = (dir.to_owned(), path.to_owned());
+    move |error| match error {
+        KeyError::Io(action, source) => OpenError::Io { action, path, source },
+        KeyError::Damaged(reason) => OpenError::Corrupt { dir, path, reason },
+        KeyError::Wrong => OpenError::WrongPassphrase { dir },
+    }
+}
+
+/// The format of the store in `dir`; `None` if none was ever completed there.
+pub(crate) fn format(dir: &Path) -> Result<Option<u32>, OpenError> {
+    let path = dir.join("format");
+    let corrupt =
+        |reason: &str| Err(OpenError::Corrupt { dir: dir.to_owned(), path: path.clone(), reason: reason.into() });
+    match fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(found) if found > NEWEST => Err(OpenError::NewerFormat { dir: dir.to_owned(), found, known: NEWEST }),
+            Ok(found) => Ok(Some(found)),
+            Err(_) => corrupt("it holds no version number"),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::InvalidData => corrupt("it is not text"),
+        Err(error) => Err(io("read", &path)(error)),
+    }
+}
+
+pub(crate) fn take_lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("lock");
     let mut file =
         File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io("open", &path))?;

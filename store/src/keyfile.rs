@@ -99,19 +99,31 @@ pub(crate) fn make(
     disk: &dyn Disk,
 ) -> Result<SecretKey, KeyError> {
     let mut key = SecretKey::default();
+    random(&mut key[..]).map_err(|error| KeyError::Io("draw random bytes for", error))?;
+    wrap(path, &key, passphrase, cost, disk)?;
+    Ok(key)
+}
+
+/// Writes the file that keeps a data key, in the place of one that may be there. Durable once the directory is synced.
+pub(crate) fn wrap(
+    path: &Path,
+    key: &SecretKey,
+    passphrase: &Passphrase,
+    cost: KeyCost,
+    disk: &dyn Disk,
+) -> Result<(), KeyError> {
     let (mut salt, mut nonce) = ([0; SALT_BYTES], [0; NONCE_BYTES]);
-    for bytes in [&mut key[..], &mut salt, &mut nonce] {
+    for bytes in [&mut salt[..], &mut nonce] {
         random(bytes).map_err(|error| KeyError::Io("draw random bytes for", error))?;
     }
-    let file = encode(&key, &salt, &nonce, passphrase, cost)?;
+    let file = encode(key, &salt, &nonce, passphrase, cost)?;
     let new = path.with_extension("new");
     let written = disk.create(&new).and_then(|made| {
         disk.write_at(&made, &new, &file, 0)?;
         disk.sync_file(&made, &new)?;
         disk.rename(&new, path)
     });
-    written.map_err(|error| KeyError::Io("write", error))?;
-    Ok(key)
+    written.map_err(|error| KeyError::Io("write", error))
 }
 
 /// Reads the data key.

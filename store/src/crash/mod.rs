@@ -5,6 +5,7 @@
 //! looks at 500 images, and at 500 of an encrypted store; `SHOAL_TEST_CRASH_IMAGES` asks for more, `SHOAL_TEST_SEED` for other ones.
 
 mod disk;
+mod rekey;
 mod work;
 
 use std::path::Path;
