@@ -1,10 +1,12 @@
 //! One fetch: what the driver tells it and what it tells the driver. Sans-IO; see [`Swarm`] for how to drive it.
 //!
-//! `choose` decides which leaf to ask whom for, `book` keeps the accounts of leaves and peers, `alarm` deals with time.
+//! `choose` decides which leaf to ask whom for, `read` what readers need before all else, `book` keeps the accounts of
+//! leaves and peers, `alarm` deals with time.
 
 mod alarm;
 mod book;
 mod choose;
+mod read;
 
 use super::{
     peer::{ABSENT, InFlight, Meter, Peer, PeerAccount},
@@ -13,6 +15,7 @@ use super::{
 };
 use alarm::Alarms;
 use fixedbitset::FixedBitSet;
+use read::{Reader, Waits};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     ops::Range,
@@ -27,6 +30,10 @@ pub struct PeerIx(pub u32);
 /// A request on its way; never used twice in a swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchId(pub u64);
+
+/// A reader of a swarm's leaves; never used twice in a swarm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReaderIx(pub u32);
 
 /// Settings of the scheduler. Sizes in bytes.
 #[derive(Debug, Clone)]
@@ -143,17 +150,21 @@ pub struct Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leaf {
     Unwanted,
+    /// Nobody needs it yet; a reader may.
+    Parked,
     Needed,
     Asked,
     Arrived,
     Done,
 }
 
-/// Who was asked for a leaf: a peer, and at the end of a fetch a second one.
+/// Who was asked for a leaf: a peer, and at the end of a fetch, or for a reader that waits, a second one.
 #[derive(Debug, Clone, Copy)]
 struct Holders {
     first: (PeerIx, BatchId),
     second: Option<(PeerIx, BatchId)>,
+    /// When the last of them was asked.
+    at: Duration,
 }
 
 /// The scheduler of one fetch.
@@ -225,6 +236,12 @@ pub struct Swarm {
     /// Leaves of late peers that were looked at.
     #[cfg(test)]
     pub(super) looked: std::cell::Cell<u64>,
+    /// Only what a reader is about to need is asked for.
+    on_demand: bool,
+    readers: Vec<Reader>,
+    /// In how many windows of readers a leaf is; those in none are not listed. The windows bound it. Only looked up.
+    windows: HashMap<u32, u32>,
+    waits: Waits,
 }
 
 impl Swarm {
@@ -292,6 +309,10 @@ impl Swarm {
             work: 0,
             #[cfg(test)]
             looked: Default::default(),
+            on_demand: false,
+            readers: vec![],
+            windows: HashMap::new(),
+            waits: Waits::default(),
         }
     }
 
@@ -491,9 +512,12 @@ impl Swarm {
 
     /// A leaf of a request is here as a whole, not verified yet. False: it is not wanted (any more); do not write it.
     #[must_use]
-    pub fn handle_arrived(&mut self, _now: Duration, peer: PeerIx, batch: BatchId, leaf: u32) -> bool {
+    pub fn handle_arrived(&mut self, now: Duration, peer: PeerIx, batch: BatchId, leaf: u32) -> bool {
         if !self.take_from_batch(peer, batch, leaf) {
             return false;
+        }
+        if let Some(asked) = self.asked.get(&leaf).filter(|h| h.second.is_none()) {
+            self.waits.add(now.saturating_sub(asked.at));
         }
         if self.leaves[leaf as usize] != Leaf::Asked {
             self.progress.bytes_duplicate += u64::from(self.sizes[leaf as usize]);

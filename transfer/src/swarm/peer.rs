@@ -190,7 +190,7 @@ pub(super) struct Peer {
     pub(super) meter: Meter,
     /// When it last delivered anything, or was first asked after being idle.
     pub(super) last_active: Duration,
-    last_asked: Duration,
+    pub(super) last_asked: Duration,
     gap_mean: f64,
     gap_deviation: f64,
 }
@@ -333,6 +333,14 @@ impl Peer {
         }
         let seconds = self.gap_mean + 4.0 * self.gap_deviation + 2.0 * self.rtt.as_secs_f64();
         Some(Duration::from_secs_f64(seconds.min(3600.0)))
+    }
+
+    /// Seconds until so many bytes of what it was asked for are here.
+    pub(super) fn eta_of(&self, bytes: u64) -> f64 {
+        if self.late || self.meter.rate() == 0.0 {
+            return f64::INFINITY;
+        }
+        bytes as f64 / self.meter.rate()
     }
 
     /// Seconds until `bytes` more, asked for now, would be here, for a peer that delivers `unknown` bytes per second

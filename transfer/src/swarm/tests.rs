@@ -1,6 +1,8 @@
 //! The scheduler against a world that misbehaves: peers with random haves that deliver, refuse, lie, stall and vanish in
 //! an order that a seed decides. What must hold is checked after every step.
 
+mod reading;
+
 use super::*;
 use fixedbitset::FixedBitSet;
 use proptest::prelude::*;

@@ -1,4 +1,5 @@
-//! What happens when nothing happens: stalled peers, pauses that end, starving. No other timer exists in the scheduler.
+//! What happens when nothing happens: stalled peers, pauses that end, starving, leaves that keep a
+//! reader waiting. No other timer exists in the scheduler.
 
 use super::{super::peer::Lane, *};
 use std::{cmp::Reverse, collections::BinaryHeap};
@@ -37,7 +38,8 @@ impl Swarm {
     pub fn poll_timeout(&self) -> Option<Duration> {
         let starving = self.idle_since.filter(|_| !self.starved).map(|since| since + STARVE);
         let held = self.held_since.and(self.next_release);
-        self.alarms.next().into_iter().chain(starving).chain(held).min()
+        let reading = self.readers.iter().filter_map(|r| r.look_at);
+        self.alarms.next().into_iter().chain(starving).chain(held).chain(reading).min()
     }
 
     /// Time has passed: peers that stalled lose what they were asked for to peers that can deliver it.

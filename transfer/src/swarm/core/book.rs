@@ -53,7 +53,7 @@ impl Swarm {
         let Some(holders) = self.asked.get_mut(&leaf) else { return };
         let void = (peer, batch);
         match holders.second {
-            Some(second) if holders.first == void => *holders = Holders { first: second, second: None },
+            Some(second) if holders.first == void => *holders = Holders { first: second, second: None, ..*holders },
             Some(second) if second == void => holders.second = None,
             None if holders.first == void => {
                 self.asked.remove(&leaf);
@@ -82,12 +82,32 @@ impl Swarm {
         }
     }
 
-    /// `leaf` is to be asked for again. O(peers): it happens where something failed.
+    /// `leaf` is to be asked for again, unless readers alone decide and none is near it. It happens where something failed.
     pub(super) fn need(&mut self, leaf: u32) {
+        // a second copy whose request was left to run is welcome now
+        let batches = self.peers.iter().flatten().flat_map(|p| p.batches.iter().map(move |(batch, b)| (p, batch, b)));
+        let mut coming =
+            batches.filter(|(_, _, b)| b.leaves.contains(&leaf)).map(|(p, batch, _)| (p.ix, *batch, p.last_asked));
+        if let Some((peer, batch, at)) = coming.next() {
+            let second = coming.next().map(|(peer, batch, _)| (peer, batch));
+            self.leaves[leaf as usize] = Leaf::Asked;
+            self.asked.insert(leaf, Holders { first: (peer, batch), second, at });
+            return self.rewind();
+        }
+        if self.on_demand && !self.windows.contains_key(&leaf) {
+            self.leaves[leaf as usize] = Leaf::Parked;
+            return;
+        }
+        self.stripe.restart();
+        self.rewind();
+        self.list(leaf);
+    }
+
+    /// `leaf` may be asked for from now on. O(peers).
+    pub(super) fn list(&mut self, leaf: u32) {
         self.leaves[leaf as usize] = Leaf::Needed;
         self.bytes_needed += u64::from(self.sizes[leaf as usize]);
         self.picker.insert(leaf);
-        self.stripe.restart();
         for slot in 0..self.peers.len() as u32 {
             let Some(p) = self.peers[slot as usize].as_mut().filter(|p| p.has(leaf)) else { continue };
             if !p.is_seeder() {
@@ -105,7 +125,7 @@ impl Swarm {
                 self.bytes_needed -= u64::from(self.sizes[leaf as usize]);
             }
             Leaf::Asked => self.overtake(leaf, (PeerIx(u32::MAX), BatchId(u64::MAX))),
-            Leaf::Arrived => {}
+            Leaf::Arrived | Leaf::Parked => {}
         }
         self.uncount(leaf);
         self.leaves[leaf as usize] = Leaf::Done;
@@ -210,6 +230,7 @@ impl Swarm {
             self.disown();
         }
         if changed {
+            self.rewind();
             self.wake_seeders();
         }
     }

@@ -1,6 +1,6 @@
 //! Which leaf to ask whom for. Everything here is O(1) amortised: lists are sampled, not walked through.
 //!
-//! The order of thought: seeders are asked first for this leecher's own stripe of what only they have. Then, until enough
+//! The order of thought: what readers are about to need comes before all else (`read`). Then seeders are asked for this leecher's own stripe of what only they have. Then, until enough
 //! is on its way, the peer that would answer soonest (of a few drawn) is asked for the rarest (of a few drawn) of the
 //! leaves that it has. At the end a leaf that is late is asked for a second time.
 
@@ -15,7 +15,7 @@ const LEAF_SAMPLE: usize = 16;
 /// How many peers a choice looks at. More would make all leechers run after the same fast peer.
 const PEER_SAMPLE: usize = 8;
 /// A leaf is late when another peer would bring it so many times as soon.
-const LATE: f64 = 1.6;
+pub(super) const LATE: f64 = 1.6;
 /// How many late leaves are looked at for a second request.
 const LATE_SAMPLE: usize = 32;
 /// How many leaves of peers that are late are looked at for a second request, of all of them together: where there are more,
@@ -48,7 +48,8 @@ impl Swarm {
         }
         self.scarce = scarce;
         let total = self.total();
-        if scarce {
+        self.serve_readers(now);
+        if scarce && !self.on_demand {
             let ahead = (self.outflow.peak() * AHEAD * WINDOW_GAIN) as u64;
             self.look_ahead(ahead.max(LEAST_AHEAD));
         }
@@ -93,7 +94,7 @@ impl Swarm {
     }
 
     /// Bytes that may be on their way from all peers together.
-    fn total(&self) -> u64 {
+    pub(super) fn total(&self) -> u64 {
         let span = self.config.total_slack.as_secs_f64() + self.rtt;
         ((self.meter.peak() * span * WINDOW_GAIN) as u64).max(self.config.least_total)
     }
@@ -105,7 +106,7 @@ impl Swarm {
         if all == 0 {
             return None;
         }
-        let unknown = self.meter.rate() / f64::from((self.slots.len() as u32).max(1));
+        let unknown = self.unknown_rate();
         let mut best: Option<(f64, u32)> = None;
         for n in 0..PEER_SAMPLE.min(all) {
             let at = if all <= PEER_SAMPLE { n } else { self.draw(all) };
@@ -119,17 +120,28 @@ impl Swarm {
         best.map(|(_, slot)| slot)
     }
 
+    /// What a peer of which nothing is known is taken to deliver, in bytes per second.
+    pub(super) fn unknown_rate(&self) -> f64 {
+        self.meter.rate() / f64::from((self.slots.len() as u32).max(1))
+    }
+
+    /// What may be asked of `p` and not delivered. For a reader's sake little is asked at first, if there are others.
+    pub(super) fn window_of(&self, p: &Peer) -> u64 {
+        let (initial, least) = (self.config.initial_window, self.config.least_window);
+        p.window(if self.on_demand && self.slots.len() > 1 { least } else { initial }, least)
+    }
+
     /// Sends one request to `slot`, or takes it off the list of those that may be asked.
     fn ask(&mut self, now: Duration, slot: u32, takers: u64) {
         let crowd = self.slots.len() as u64;
         let Some(p) = self.at(slot) else { return };
         // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another
         let window = if p.is_seeder() || crowd < MANY {
-            p.window(self.config.initial_window, self.config.least_window)
+            self.window_of(p)
         } else {
             p.window(1, 1)
         };
-        if p.in_flight >= window {
+        if p.in_flight >= window || self.is_too_slow(p) {
             return self.unready(slot);
         }
         // towards the end requests shrink, so that no peer sits on much of the rest
@@ -153,7 +165,7 @@ impl Swarm {
         self.request(now, slot, leaves, bytes);
     }
 
-    fn request(&mut self, now: Duration, slot: u32, mut leaves: Vec<u32>, bytes: u64) {
+    pub(super) fn request(&mut self, now: Duration, slot: u32, mut leaves: Vec<u32>, bytes: u64) {
         leaves.sort_unstable();
         let scarce = self.at(slot).is_some_and(Peer::is_seeder) && self.picker.availability(leaves[0]) == 0;
         let batch = BatchId(self.next_batch);
@@ -174,9 +186,9 @@ impl Swarm {
         for leaf in &leaves {
             self.leaves[*leaf as usize] = Leaf::Asked;
             let first = (peer, batch);
-            let holders = self.asked.entry(*leaf).or_insert(Holders { first, second: None });
+            let holders = self.asked.entry(*leaf).or_insert(Holders { first, second: None, at: now });
             if holders.first != first {
-                holders.second = Some(first);
+                (holders.second, holders.at) = (Some(first), now);
             }
         }
         let late = p.late;
@@ -223,12 +235,15 @@ impl Swarm {
         if self.picker.len() == 0 {
             return None;
         }
-        if self.at(slot)?.is_seeder() { self.pick_at_seeder() } else { self.pick_at_leecher(slot, takers) }
+        if self.at(slot)?.is_seeder() { self.pick_at_seeder(slot) } else { self.pick_at_leecher(slot, takers) }
     }
 
     /// At a seeder: this peer's own stripe of what no leecher has. What others own is left to them, for they will pass it
     /// on, unless nothing comes from anywhere. When leechers have everything, a rare one.
-    fn pick_at_seeder(&mut self) -> Option<u32> {
+    fn pick_at_seeder(&mut self, slot: u32) -> Option<u32> {
+        if self.on_demand {
+            return self.pick_ahead(slot);
+        }
         let picker = &self.picker;
         let end = if self.stripe.is_alone() { u32::MAX } else { self.horizon };
         let own = self.stripe.next(end, |leaf| picker.contains(leaf) && picker.availability(leaf) == 0);
@@ -309,10 +324,10 @@ impl Swarm {
         Some(leaf)
     }
 
-    /// End game: everything is asked for. A leaf that `slot` would bring well before the one who was asked is asked for
+    /// End game: everything is asked for (on demand that is always so, and readers see to it themselves). A leaf that `slot` would bring well before the one who was asked is asked for
     /// a second time; who comes first wins, the other request is cancelled.
     fn pick_late(&mut self, slot: u32) -> Option<u32> {
-        if self.picker.len() > 0 || self.slots.len() < 2 || self.at(slot)?.late {
+        if self.picker.len() > 0 || self.on_demand || self.slots.len() < 2 || self.at(slot)?.late {
             return None;
         }
         let from = self.draw(self.sizes.len()) as u32;
@@ -334,7 +349,7 @@ impl Swarm {
     }
 
     /// A number below `below`, the same in each run with the same inputs.
-    fn draw(&mut self, below: usize) -> usize {
+    pub(super) fn draw(&mut self, below: usize) -> usize {
         self.draws = self.draws.wrapping_add(1);
         ((u128::from(stripe::weight(self.draws, self.me)) * below as u128) >> 64) as usize
     }
