@@ -97,30 +97,47 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// Makes room for `bytes` of cached content, by evicting other cached content if need be. `None`: the root is being
-    /// fetched into the cache already.
-    pub(crate) fn make(inner: &Arc<Inner>, root: Cid, bytes: u64, now_unix: u64) -> Result<Option<Self>, StoreError> {
-        let quota = &inner.quota;
-        let (used, others) = (inner.used_bytes(), quota.coming());
+    /// Room for nothing yet. `None`: the root is being fetched into the cache already.
+    pub(crate) fn begin(inner: &Arc<Inner>, root: Cid) -> Option<Self> {
+        let mut cache = lock(&inner.quota.cache);
+        if cache.coming.contains_key(&root) {
+            return None;
+        }
+        cache.coming.insert(root, 0);
+        Some(Room { inner: Arc::clone(inner), root })
+    }
+
+    /// Makes room for `bytes` more of cached content, by evicting other cached content if need be.
+    ///
+    /// # Errors
+    /// [`StoreError::OverQuota`]; then there is room for what there was before.
+    pub(crate) fn grow(&self, bytes: u64, now_unix: u64) -> Result<(), StoreError> {
+        let (inner, quota) = (&self.inner, &self.inner.quota);
         let limit = quota.for_cached();
-        {
-            let mut cache = lock(&quota.cache);
-            if cache.coming.contains_key(&root) {
-                return Ok(None);
-            }
-            cache.coming.insert(root, bytes);
-        }
-        let room = Room { inner: Arc::clone(inner), root };
-        let wanted = bytes.saturating_add(others);
-        if used.saturating_add(wanted) > limit {
+        self.expect(|coming| coming.saturating_add(bytes));
+        let wanted = quota.coming();
+        let fits = || inner.used_bytes().saturating_add(wanted) <= limit;
+        if !fits() {
             let target_bytes = Some(limit.saturating_sub(wanted));
-            inner.collect(&crate::Collect { now_unix, target_bytes, thorough: true, ..crate::Collect::default() })?;
+            let options = crate::Collect { now_unix, target_bytes, thorough: true, ..crate::Collect::default() };
+            inner.collect(&options).inspect_err(|_| self.shrink(bytes))?;
         }
-        let used = inner.used_bytes();
-        if used.saturating_add(wanted) > limit {
-            return Err(StoreError::OverQuota { quota: quota.limit(), used, needed: bytes });
+        if !fits() {
+            self.shrink(bytes);
+            return Err(StoreError::OverQuota { quota: quota.limit(), used: inner.used_bytes(), needed: bytes });
         }
-        Ok(Some(room))
+        Ok(())
+    }
+
+    /// So much of it is not needed.
+    pub(crate) fn shrink(&self, bytes: u64) {
+        self.expect(|coming| coming.saturating_sub(bytes));
+    }
+
+    fn expect(&self, change: impl FnOnce(u64) -> u64) {
+        if let Some(coming) = lock(&self.inner.quota.cache).coming.get_mut(&self.root) {
+            *coming = change(*coming);
+        }
     }
 
     /// Puts a block of the root.
@@ -131,9 +148,7 @@ impl Room {
             return Err(StoreError::OverQuota { quota: quota.limit(), used, needed });
         }
         self.inner.put(cid, bytes)?;
-        if let Some(left) = lock(&quota.cache).coming.get_mut(&self.root) {
-            *left = left.saturating_sub(needed);
-        }
+        self.shrink(needed);
         Ok(())
     }
 }

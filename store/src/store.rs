@@ -295,8 +295,8 @@ impl Store {
         (self.inner.used_bytes(), self.inner.quota.for_cached())
     }
 
-    pub(crate) fn make_room(&self, root: Cid, bytes: u64, now_unix: u64) -> Result<Option<Room>, StoreError> {
-        Room::make(&self.inner, root, bytes, now_unix)
+    pub(crate) fn begin_room(&self, root: Cid) -> Option<Room> {
+        Room::begin(&self.inner, root)
     }
 
     /// Why the store is read-only, if it is.

@@ -6,10 +6,11 @@ use crate::{
     swarm::{DropReason, SwarmConfig},
     wire::Packing,
 };
+use bytes::Bytes;
 use shoal_content::{Cid, RelPath, SelectError, WalkError};
 use shoal_net::PeerId;
 use shoal_store::{CheckoutError, ManifestError, ReadError, StoreError};
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 /// What strangers may cost, and what this side spends. The table of `ARCHITECTURE.md` repeats it.
 #[derive(Debug, Clone)]
@@ -42,6 +43,12 @@ pub struct TransferLimits {
     pub ban: Duration,
     /// Peers that are refused for that; beyond, the one whose time is over first is forgotten.
     pub banned_peers: usize,
+    /// Files of one root that are read at the same time while they come.
+    pub readers_per_root: usize,
+    /// Bytes that are fetched ahead of a reader and kept in the store.
+    pub read_ahead_bytes: u64,
+    /// Bytes that are fetched ahead of a reader and kept in memory, where the store has no room.
+    pub read_ahead_memory: u64,
 }
 
 impl Default for TransferLimits {
@@ -60,6 +67,9 @@ impl Default for TransferLimits {
             idle_answer: Duration::from_secs(30),
             ban: Duration::from_secs(3600),
             banned_peers: 1024,
+            readers_per_root: 16,
+            read_ahead_bytes: 64 << 20,
+            read_ahead_memory: 16 << 20,
         }
     }
 }
@@ -147,6 +157,71 @@ pub struct FetchRequest {
     pub expires_unix: Option<u64>,
     /// Fail when no peer offers anything that is missing, or nothing arrives, for so long. `None` waits for ever.
     pub give_up_after: Option<Duration>,
+}
+
+/// What to read while it comes.
+#[derive(Debug, Clone)]
+pub struct ReadRequest {
+    /// The content.
+    pub root: Cid,
+    /// The file in it; empty for a root that is a file.
+    pub path: RelPath,
+    /// The first byte to read.
+    pub offset: u64,
+    /// So many bytes, or up to the end of the file.
+    pub length: Option<u64>,
+    /// What the content is called, for its record.
+    pub name: Option<String>,
+    /// Peers to begin with.
+    pub peers: Vec<PeerAddr>,
+    /// Keep what is read in the store, as cached content, if there is room for all of it.
+    pub keep: bool,
+    /// Fail when no peer offers anything that is about to be read, or nothing arrives, for so long; the time that whoever
+    /// reads takes does not count. `None` waits for ever.
+    pub give_up_after: Option<Duration>,
+}
+
+/// What a reading tells.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ReadEvent {
+    /// The file was found.
+    Opened {
+        /// Bytes of the file.
+        size: u64,
+        /// Bytes of it that will be read.
+        bytes: u64,
+        /// Whether they are kept.
+        kept: bool,
+    },
+    /// The next bytes, verified. Never empty.
+    Bytes(Bytes),
+    /// A peer was let go, or went. Left out when nobody listens.
+    PeerDropped {
+        /// Who.
+        peer: PeerId,
+        /// Why, for people.
+        why: String,
+    },
+    /// Everything was read.
+    End(ReadReport),
+    /// No more comes.
+    Failed(Arc<FetchError>),
+}
+
+/// The end of a reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadReport {
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Bytes that came from peers meanwhile, for all readers of the root: chunks and nodes, compressed where they came so.
+    pub bytes_moved: u64,
+    /// From the request to the end.
+    pub elapsed: Duration,
+    /// Until the first byte.
+    pub first_byte: Option<Duration>,
+    /// Whether what was read is kept.
+    pub kept: bool,
 }
 
 /// What a fetch tells while it runs. `Done` or `Failed` is the last one.
@@ -276,6 +351,22 @@ pub enum FetchError {
     /// The store, reading.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// Only files can be read.
+    #[error("{} is {is}", name_of(path))]
+    NotAFile {
+        /// Its path in the root.
+        path: String,
+        /// What it is instead.
+        is: String,
+    },
+    /// Nothing is there to be read.
+    #[error("the file has {size} bytes, so that none is at offset {offset}")]
+    BeyondEnd {
+        /// Where to read.
+        offset: u64,
+        /// Bytes of the file.
+        size: u64,
+    },
     /// It is being fetched already.
     #[error("{0} is being fetched already")]
     Busy(Cid),
@@ -334,6 +425,11 @@ pub struct Counters {
     pub peers: usize,
     /// Roots served.
     pub roots: usize,
+}
+
+/// A path in a root, for people.
+fn name_of(path: &str) -> String {
+    if path.is_empty() { "this".into() } else { format!("\"{}\"", path.escape_debug()) }
 }
 
 impl DropReason {

@@ -2,14 +2,15 @@
 //! `choke`, formats in `wire`.
 //!
 //! `hub` is one task that owns all state; everything else sends it [`Input`]s. `link` is a connection's three tasks,
-//! `serve` answers requests, `batch` runs one, `resolve` gets a root's nodes, `fetch` is the life of one fetch, `stock` finds
-//! out which leaves are here.
+//! `serve` answers requests, `batch` runs one, `resolve` gets a root's nodes, `fetch` is the life of one fetch, `read` that of
+//! one reader, `stock` finds out which leaves are here.
 
 mod bans;
 mod batch;
 mod fetch;
 mod hub;
 mod link;
+mod read;
 mod resolve;
 mod root;
 mod serve;
@@ -18,9 +19,11 @@ mod thrift;
 mod throttle;
 
 use crate::{
-    api::{Counters, FetchError, FetchEvent, FetchRequest, PeerAddr, PeerReport, SeedError, TransferConfig},
+    api::{
+        Counters, FetchError, FetchEvent, FetchRequest, PeerAddr, PeerReport, ReadRequest, SeedError, TransferConfig,
+    },
     rate::{RateChange, Rates},
-    swarm::{BatchId, PeerIx},
+    swarm::{BatchId, PeerIx, ReaderIx},
     wire::Message,
 };
 use shoal_content::{Cid, Manifest};
@@ -50,6 +53,7 @@ enum Input {
     Seeding(Cid, Result<Arc<Manifest>, SeedError>, oneshot::Sender<Result<(), SeedError>>),
     Unseed(Cid, oneshot::Sender<()>),
     Fetch(Box<FetchRequest>, mpsc::Sender<FetchEvent>),
+    Read(Box<ReadRequest>, read::Port),
     AddPeers(Cid, Vec<PeerAddr>),
     Peers(oneshot::Sender<Vec<PeerReport>>),
     Counters(oneshot::Sender<Counters>),
@@ -77,6 +81,14 @@ enum Input {
     Unread(Cid, Vec<u32>),
     /// What was looked for in the store.
     Looked(Vec<(Cid, stock::Found)>),
+    ReadJoin(ReaderIx, Box<read::ReaderState>),
+    Admitted(Cid, u64, ReaderIx, Result<read::Admitted, FetchError>),
+    /// A reader took everything before this place in its order.
+    ReadTook(Cid, ReaderIx, usize),
+    ReadSeek(Cid, ReaderIx, usize),
+    /// A leaf that was in place could not be read.
+    ReadLost(Cid, ReaderIx, u32),
+    ReadEnded(Cid, ReaderIx),
     Shutdown,
 }
 
@@ -127,6 +139,19 @@ impl Transfer {
         Ok(Fetch { events })
     }
 
+    /// Begins to read a file while it comes: joins the fetch of its root that runs, or begins one that asks for nothing but
+    /// what readers are about to need. Dropping the [`Reading`] ends it. Fetches of the root that begin or end meanwhile
+    /// change nothing for whoever reads.
+    ///
+    /// # Errors
+    /// [`FetchError::ShuttingDown`] only; everything else is an event.
+    pub async fn read(&self, request: ReadRequest) -> Result<Reading, FetchError> {
+        let (reading, port) = read::start(&request);
+        let input = Input::Read(Box::new(request), port);
+        self.inbox.send(input).await.map_err(|_| FetchError::ShuttingDown)?;
+        Ok(reading)
+    }
+
     /// Tells of peers that may have `root`. They are dialled as far as limits allow; ignored for a root that is neither
     /// fetched nor served.
     pub async fn add_peers(&self, root: Cid, peers: Vec<PeerAddr>) {
@@ -169,6 +194,8 @@ impl Transfer {
         rx.await.ok()
     }
 }
+
+pub use read::Reading;
 
 /// A fetch that runs: a stream of events, the last of which is `Done` or `Failed`.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ pub mod wire;
 
 pub use api::{
     Compression, Counters, FetchError, FetchEvent, FetchInto, FetchReport, FetchRequest, PeerAddr, PeerReport,
-    PeerShare, SeedError, TransferConfig, TransferLimits,
+    PeerShare, ReadEvent, ReadReport, ReadRequest, SeedError, TransferConfig, TransferLimits,
 };
-pub use driver::{Fetch, Transfer};
+pub use driver::{Fetch, Reading, Transfer};
 pub use rate::{RateChange, Rates, TokenBucket};

@@ -60,6 +60,11 @@ async fn a_tree_arrives_whole_and_a_path_of_it_alone() {
     let report = finish(part.transfer.fetch(request).await.unwrap()).await.unwrap();
     assert_eq!(report.bytes, 3 * MB as u64);
     same(&tree.join("a/b/big"), &report.paths[0].join("big"));
+    // another path over the same connection
+    let mut request = part.request(root, "tree", vec![seeder.addr()]);
+    request.paths = vec!["a/f600".parse::<RelPath>().unwrap()];
+    let report = finish(part.transfer.fetch(request).await.unwrap()).await.unwrap();
+    same(&tree.join("a/f600"), &report.paths[0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -70,27 +70,58 @@ pub(super) fn begin_cached(
     options: CheckoutOptions,
 ) -> Result<Checkout, CheckoutError> {
     let selection = manifest.select(paths)?;
-    let (_, wanted_bytes) = wanted(&manifest, &selection);
+    let checkout = in_store(store, manifest, paths, selection, name, options)?;
+    make_room(&checkout, checkout.wanted_bytes)?;
+    record(&checkout, false)?;
+    Ok(checkout)
+}
+
+/// See [`Checkout::begin_on_demand`].
+pub(super) fn begin_on_demand(
+    store: &Store,
+    manifest: Arc<Manifest>,
+    name: &str,
+    options: CheckoutOptions,
+) -> Result<Checkout, CheckoutError> {
+    let selection = manifest.select(&[])?;
+    Ok(Checkout { on_demand: true, ..in_store(store, manifest, &[], selection, name, options)? })
+}
+
+/// A checkout into the store itself, with room for nothing yet.
+fn in_store(
+    store: &Store,
+    manifest: Arc<Manifest>,
+    paths: &[RelPath],
+    selection: Selection,
+    name: &str,
+    options: CheckoutOptions,
+) -> Result<Checkout, CheckoutError> {
     let dir = store.dir().to_owned();
     let parent = Dir::open_ambient_dir(&dir, cap_std::ambient_authority()).map_err(|source| CheckoutError::Io {
         action: "open",
         path: dir.clone(),
         source,
     })?;
-    let Some(room) = store.make_room(manifest.root(), wanted_bytes, options.created_unix)? else {
-        return Err(CheckoutError::Busy { path: dir });
-    };
-    let free = disk_space(&parent).map(|(free, size)| free.saturating_sub(size / LAST_PART));
-    if let Some(free) = free.filter(|free| *free < wanted_bytes) {
-        return Err(CheckoutError::NoSpace { path: dir, needed: wanted_bytes, free });
-    }
+    let Some(room) = store.begin_room(manifest.root()) else { return Err(CheckoutError::Busy { path: dir }) };
     let parts = (dir, parent, name.to_owned());
-    let checkout = Checkout {
+    Ok(Checkout {
         room: Some(room),
         ..without_targets(store, store.hold(), manifest, paths, selection, options, parts)
-    };
-    record(&checkout, false)?;
-    Ok(checkout)
+    })
+}
+
+/// Makes room for `bytes` more in the store, if the disk has it; or fails, and nothing changed.
+pub(super) fn make_room(checkout: &Checkout, bytes: u64) -> Result<(), CheckoutError> {
+    let Some(room) = &checkout.room else { return Ok(()) };
+    room.grow(bytes, checkout.options.created_unix)?;
+    let free = disk_space(&checkout.parent).map(|(free, size)| free.saturating_sub(size / LAST_PART));
+    match free.filter(|free| *free < bytes) {
+        Some(free) => {
+            room.shrink(bytes);
+            Err(CheckoutError::NoSpace { path: checkout.dir.clone(), needed: bytes, free })
+        }
+        None => Ok(()),
+    }
 }
 
 /// See [`Checkout::begin_repair`].
@@ -146,6 +177,7 @@ fn without_targets(
         _hold: hold,
         room: None,
         repairs: false,
+        on_demand: false,
         have: Bits::new(manifest.leaves().len()),
         have_leaves: AtomicUsize::new(0),
         have_bytes: AtomicU64::new(0),
@@ -442,6 +474,9 @@ pub(super) fn record(checkout: &Checkout, complete: bool) -> Result<(), Checkout
 fn make_record(checkout: &Checkout, complete: bool, earlier: Option<RootRecord>) -> Option<RootRecord> {
     let root = checkout.manifest.root();
     if let Some(earlier) = &earlier {
+        if checkout.on_demand && (!complete || earlier.kind != RootKind::Cached) {
+            return None;
+        }
         let whole = earlier.complete && earlier.selection.is_none();
         let in_store = checkout.room.is_some();
         let superseded = complete
@@ -480,7 +515,9 @@ fn make_record(checkout: &Checkout, complete: bool, earlier: Option<RootRecord>)
         files: files as u64,
         complete,
         pinned: earlier.as_ref().is_some_and(|earlier| earlier.pinned),
-        provide: checkout.options.provide || earlier.as_ref().is_some_and(|earlier| earlier.provide),
+        // what somebody read a part of is not taken up again by itself
+        provide: checkout.options.provide && (complete || !checkout.on_demand)
+            || earlier.as_ref().is_some_and(|earlier| earlier.provide),
         created_unix: earlier.as_ref().map_or(checkout.options.created_unix, |earlier| earlier.created_unix),
         selection: (!checkout.paths.is_empty())
             .then(|| checkout.paths.iter().map(|path| path.as_str().to_owned()).collect()),

@@ -28,7 +28,7 @@ use std::{
 
 use shoal_content::{EntryKind, Manifest, RelPath, Selection};
 
-use crate::{Hold, ReadError, Store, import::stamp_of, quota::Room};
+use crate::{Hold, ReadError, Store, StoreError, import::stamp_of, quota::Room};
 use bits::Bits;
 use ground::Parent;
 use target::Target;
@@ -81,6 +81,8 @@ pub struct Checkout {
     room: Option<Room>,
     /// Only what cannot be read any more is written, into the store.
     repairs: bool,
+    /// What is written is decided by and by; see [`Checkout::admit`].
+    on_demand: bool,
     manifest: Arc<Manifest>,
     paths: Vec<RelPath>,
     selection: Selection,
@@ -152,6 +154,64 @@ impl Checkout {
         options: CheckoutOptions,
     ) -> Result<Self, CheckoutError> {
         begin::begin_cached(store, manifest, paths, name, options)
+    }
+
+    /// Prepares to keep in the store, as cached content under `name`, what somebody reads of a root. Nothing is reserved
+    /// and no record is put before [`admit`](Self::admit); until it ends, this root is not evicted.
+    ///
+    /// # Errors
+    /// [`CheckoutError::Busy`]; [`CheckoutError::Io`] if the store's directory cannot be opened.
+    pub fn begin_on_demand(
+        store: &Store,
+        manifest: Arc<Manifest>,
+        name: &str,
+        options: CheckoutOptions,
+    ) -> Result<Self, CheckoutError> {
+        begin::begin_on_demand(store, manifest, name, options)
+    }
+
+    /// Of a checkout on demand: makes room for those of `leaves` (in any order, repetitions count once) that are not here,
+    /// if `keep` says so and they fit. Gives the leaves that are here, as far as the index knows, and whether there is
+    /// room for the others. What there is no room for is not to be written.
+    ///
+    /// # Errors
+    /// [`CheckoutError::Store`].
+    pub fn admit(&self, leaves: &[u32], keep: bool) -> Result<(Vec<u32>, bool), CheckoutError> {
+        let mut leaves = leaves.to_vec();
+        leaves.sort_unstable();
+        leaves.dedup();
+        let (here, missing) = self.here(&leaves)?;
+        if !keep || !self.has_room(missing)? {
+            return Ok((here, false));
+        }
+        // What is here stays from now on. What made room is not here any more.
+        begin::record(self, false)?;
+        let (here, more) = self.here(&leaves)?;
+        Ok((here, self.has_room(more.saturating_sub(missing))?))
+    }
+
+    /// Makes room for so much, unless it does not fit.
+    fn has_room(&self, bytes: u64) -> Result<bool, CheckoutError> {
+        match begin::make_room(self, bytes) {
+            Ok(()) => Ok(true),
+            Err(CheckoutError::NoSpace { .. } | CheckoutError::Store(StoreError::OverQuota { .. })) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Which of these leaves are here, and the bytes of the others.
+    fn here(&self, leaves: &[u32]) -> Result<(Vec<u32>, u64), CheckoutError> {
+        let known: Vec<_> = leaves.iter().filter_map(|leaf| self.manifest.leaves().get(*leaf as usize)).collect();
+        let cids: Vec<_> = known.iter().map(|leaf| leaf.cid).collect();
+        let (mut here, mut missing) = (vec![], 0);
+        for ((leaf, known), is_here) in leaves.iter().zip(known).zip(self.store.has_many(&cids)?) {
+            if is_here {
+                here.push(*leaf);
+            } else {
+                missing += u64::from(known.len);
+            }
+        }
+        Ok((here, missing))
     }
 
     /// Prepares to write the chunks of a root that cannot be read any more into the store itself. What the user's files

@@ -10,6 +10,8 @@ use crate::{
     swarm::{BatchId, PeerIx},
     wire::{self, LeafSet, PACK_HEAD_BYTES, PackHead, PackKind, Packing, Request, code},
 };
+use bytes::Bytes;
+use fixedbitset::FixedBitSet;
 use shoal_content::{Cid, Manifest};
 use shoal_net::{
     Connection,
@@ -17,8 +19,9 @@ use shoal_net::{
 };
 use shoal_store::{Checkout, CheckoutError};
 use std::{
+    collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -94,6 +97,13 @@ impl Claims {
     }
 }
 
+/// Leaves that are not written but handed from memory to readers.
+struct Passing {
+    leaves: FixedBitSet,
+    /// Those of them that are here, until no reader is about to need them; the readers' windows bound it.
+    held: BTreeMap<u32, Bytes>,
+}
+
 /// What a fetch's requests share.
 pub(super) struct Sink {
     pub(super) root: Cid,
@@ -101,6 +111,7 @@ pub(super) struct Sink {
     pub(super) manifest: Arc<Manifest>,
     pub(super) checkout: Arc<Checkout>,
     claims: Claims,
+    passing: Mutex<Passing>,
     budget: Arc<Semaphore>,
     budget_permits: u32,
     throttle: Arc<Throttle>,
@@ -112,23 +123,29 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// Room for `verify_bytes` on the way through the blocking threads. A leaf that is larger takes all of it.
+    /// Room for `verify_bytes` on the way through the blocking threads. A leaf that is larger takes all of it. On demand,
+    /// no leaf is written before [`keep`](Self::keep).
     pub(super) fn new(
         (root, fetch): (Cid, u64),
         manifest: Arc<Manifest>,
-        checkout: Arc<Checkout>,
+        (checkout, on_demand): (Arc<Checkout>, bool),
         verify_bytes: usize,
         packing: Packing,
         throttle: Arc<Throttle>,
         inbox: mpsc::Sender<Input>,
     ) -> Self {
         let permits = (verify_bytes / PERMIT_BYTES).max(1);
+        let mut leaves = FixedBitSet::with_capacity(manifest.leaves().len());
+        if on_demand {
+            leaves.insert_range(..);
+        }
         Sink {
             root,
             fetch,
             claims: Claims::new(manifest.leaves().len()),
             manifest,
             checkout,
+            passing: Mutex::new(Passing { leaves, held: BTreeMap::new() }),
             budget: Arc::new(Semaphore::new(permits)),
             budget_permits: permits as u32,
             throttle,
@@ -136,6 +153,69 @@ impl Sink {
             packing,
             bytes_in: AtomicU64::new(0),
         }
+    }
+
+    /// Held for moments.
+    fn pass(&self) -> MutexGuard<'_, Passing> {
+        // a panic elsewhere leaves at worst a leaf that is asked for again
+        self.passing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These leaves are, or will be, in the store.
+    pub(super) fn keep(&self, leaves: &[u32]) {
+        let mut passing = self.pass();
+        leaves.iter().for_each(|leaf| passing.leaves.set(*leaf as usize, false));
+    }
+
+    /// Whether every leaf is, or will be, in the store.
+    pub(super) fn keeps_all(&self) -> bool {
+        self.pass().leaves.is_clear()
+    }
+
+    /// Whether a leaf is handed on from memory only.
+    pub(super) fn passes(&self, leaf: u32) -> bool {
+        self.pass().leaves.contains(leaf as usize)
+    }
+
+    /// A leaf that is in memory.
+    pub(super) fn passing(&self, leaf: u32) -> Option<Bytes> {
+        self.pass().held.get(&leaf).cloned()
+    }
+
+    /// Lets go of a leaf that is in memory only; false if it is not there.
+    pub(super) fn forget(&self, leaf: u32) -> bool {
+        let there = self.pass().held.remove(&leaf).is_some();
+        if there {
+            self.claims.give_back(leaf);
+        }
+        there
+    }
+
+    /// A leaf that was in the store cannot be read: when it comes again, it is handed on from memory.
+    pub(super) fn lose(&self, leaf: u32) {
+        let mut passing = self.pass();
+        if passing.held.contains_key(&leaf) {
+            return;
+        }
+        passing.leaves.insert(leaf as usize);
+        self.claims.give_back(leaf);
+    }
+
+    /// Puts leaves, which are verified and lie one behind the other in `bytes`, where they belong.
+    fn put(&self, leaves: &[u32], mut bytes: &[u8]) -> Result<(), CheckoutError> {
+        if leaves.iter().all(|leaf| !self.passes(*leaf)) {
+            return self.checkout.write_run(leaves, bytes);
+        }
+        for leaf in leaves {
+            let (one, rest) = bytes.split_at(self.manifest.leaves()[*leaf as usize].len as usize);
+            bytes = rest;
+            if self.passes(*leaf) {
+                self.pass().held.insert(*leaf, Bytes::copy_from_slice(one));
+            } else {
+                self.checkout.write_run(std::slice::from_ref(leaf), one)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -370,14 +450,14 @@ fn verify_and_write(sink: &Sink, leaves: &[u32], bytes: &[u8]) -> BatchEvent {
         };
         outcomes.push((leaf, outcome));
         if outcome != Outcome::Written {
-            if let Err(error) = sink.checkout.write_run(&leaves[first..index], &bytes[from..at]) {
+            if let Err(error) = sink.put(&leaves[first..index], &bytes[from..at]) {
                 return BatchEvent::WriteFailed(error);
             }
             (first, from) = (index + 1, end);
         }
         at = end;
     }
-    match sink.checkout.write_run(&leaves[first..], &bytes[from..at]) {
+    match sink.put(&leaves[first..], &bytes[from..at]) {
         Ok(()) => BatchEvent::Leaves(outcomes),
         Err(error) => BatchEvent::WriteFailed(error),
     }

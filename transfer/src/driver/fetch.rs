@@ -1,10 +1,10 @@
 //! The life of one fetch: resolving, preparing, running, finishing. State and the blocking steps between the stages; the
 //! hub moves it on.
 
-use super::{batch::Sink, resolve};
+use super::{batch::Sink, read::ReaderState, resolve};
 use crate::{
-    api::{FetchError, FetchEvent, FetchInto, FetchReport, FetchRequest, PeerShare},
-    swarm::{BatchId, PeerAccount, PeerIx, Swarm},
+    api::{FetchError, FetchEvent, FetchInto, FetchReport, FetchRequest, PeerShare, ReadEvent},
+    swarm::{BatchId, PeerAccount, PeerIx, ReaderIx, Swarm},
 };
 use fixedbitset::FixedBitSet;
 use shoal_content::Manifest;
@@ -64,6 +64,9 @@ pub(super) enum Stage {
 pub(super) struct FetchState {
     pub(super) id: u64,
     pub(super) request: FetchRequest,
+    /// It is there for its readers alone, and ends with the last of them.
+    pub(super) on_demand: bool,
+    pub(super) readers: BTreeMap<ReaderIx, ReaderState>,
     pub(super) stage: Stage,
     /// Ends blocking steps early.
     pub(super) cancel: Arc<AtomicBool>,
@@ -95,6 +98,8 @@ impl FetchState {
         FetchState {
             id,
             request,
+            on_demand: false,
+            readers: BTreeMap::new(),
             stage: Stage::Resolving(offers),
             cancel: Arc::default(),
             started: now,
@@ -119,7 +124,7 @@ impl FetchState {
 
     /// Whether nobody listens any more.
     pub(super) fn is_abandoned(&self) -> bool {
-        self.events.is_closed()
+        if self.on_demand { self.readers.is_empty() } else { self.events.is_closed() }
     }
 
     /// Tells the reader something that must not get lost.
@@ -182,6 +187,10 @@ impl FetchState {
         let share = self.share(peer);
         if share.dropped.is_none() {
             share.dropped = Some(why.clone());
+        }
+        for reader in self.readers.values() {
+            // whoever does not listen misses it
+            let _full = reader.news.try_send((0, ReadEvent::PeerDropped { peer, why: why.clone() }));
         }
         self.tell(FetchEvent::PeerDropped { peer, why });
     }
@@ -248,6 +257,7 @@ pub(super) fn prepare(
     store: &Store,
     manifest: Arc<Manifest>,
     request: &FetchRequest,
+    on_demand: bool,
     cancel: Arc<AtomicBool>,
 ) -> Result<Prepared, FetchError> {
     let name = request.name.clone().unwrap_or_else(|| request.root.to_string());
@@ -261,6 +271,10 @@ pub(super) fn prepare(
         cancel,
         ..CheckoutOptions::default()
     };
+    if on_demand {
+        let checkout = Arc::new(Checkout::begin_on_demand(store, manifest, &name, options)?);
+        return Ok(Prepared { checkout, bytes_resumed: 0, bytes_local: 0 });
+    }
     let checkout = match request.into {
         FetchInto::Dir => Checkout::begin(store, manifest, &request.paths, &request.dir, &name, options)?,
         FetchInto::Cache => Checkout::begin_cached(store, manifest, &request.paths, &name, options)?,
@@ -278,6 +292,12 @@ pub(super) fn finish(checkout: &Checkout) -> Result<Landed, FetchError> {
         .map(|s| format!("symlink {} to {}: {}", s.path, s.target.escape_debug(), s.reason))
         .collect();
     Ok(Landed { paths: finished.paths, skipped })
+}
+
+/// The same for what was read until all of it is here: what was found elsewhere is taken from there first. Blocking.
+pub(super) fn finish_on_demand(checkout: &Checkout) -> Result<Landed, FetchError> {
+    checkout.fill_local()?;
+    finish(checkout)
 }
 
 /// The leaves that are in place, as a set over all leaves of the root.

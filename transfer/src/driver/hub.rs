@@ -3,6 +3,7 @@
 
 mod fetching;
 mod peers;
+mod reading;
 mod stocks;
 
 use super::{
@@ -216,6 +217,7 @@ impl Hub {
                 let _gone = reply.send(());
             }
             Input::Fetch(request, events) => self.fetch(*request, events),
+            Input::Read(request, port) => self.read(*request, port),
             Input::AddPeers(root, peers) => self.add_peers(root, peers, Duration::ZERO),
             Input::Peers(reply) => {
                 let _gone = reply.send(self.peers());
@@ -261,6 +263,12 @@ impl Hub {
             Input::Lost => self.look_for_losses(),
             Input::Unread(root, leaves) => self.unread(root, leaves),
             Input::Looked(found) => self.looked(found),
+            Input::ReadJoin(ix, reader) => self.read_join(ix, *reader),
+            Input::Admitted(root, fetch, ix, result) => self.admitted(root, fetch, ix, result),
+            Input::ReadTook(root, ix, to) => self.read_took(root, ix, to),
+            Input::ReadSeek(root, ix, to) => self.read_seek(root, ix, to),
+            Input::ReadLost(root, ix, leaf) => self.read_lost(root, ix, leaf),
+            Input::ReadEnded(root, ix) => self.read_ended(root, ix),
             Input::Shutdown => {}
         }
     }
@@ -424,8 +432,15 @@ impl Hub {
             let peers = r.members.len();
             let Some(f) = r.fetch.as_deref_mut() else { continue };
             if f.is_abandoned() {
-                self.fail(root, FetchError::Cancelled);
+                match f.on_demand {
+                    true => self.end_on_demand(root),
+                    false => self.fail(root, FetchError::Cancelled),
+                }
                 continue;
+            }
+            if f.on_demand && f.running().is_some_and(|running| running.swarm.is_idle()) {
+                // readers take their time
+                f.last_news = now;
             }
             f.tell_progress(now, peers);
             let waited = now.saturating_sub(f.last_news);

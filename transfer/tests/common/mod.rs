@@ -67,8 +67,12 @@ impl Peer {
     }
 
     pub fn with(config: TransferConfig) -> Peer {
+        Peer::on(config, Options::default())
+    }
+
+    pub fn on(config: TransferConfig, options: Options) -> Peer {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("store"), Options::default()).unwrap();
+        let store = Store::open(&dir.path().join("store"), options).unwrap();
         let (endpoint, incoming) = bind();
         let transfer = Transfer::start(endpoint.clone(), incoming, store.clone(), config);
         Peer { dir, store, endpoint, transfer }

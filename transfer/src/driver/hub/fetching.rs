@@ -1,7 +1,7 @@
 //! The hub's half that moves fetches on: from stage to stage, with every answer, to the end. No connection is opened here.
 
 use super::*;
-use crate::driver::link::PROTOCOL_FAULT;
+use crate::{driver::link::PROTOCOL_FAULT, swarm::ReaderIx};
 
 impl Hub {
     pub(super) fn fetch_mut(&mut self, root: &Cid, fetch: u64) -> Option<&mut FetchState> {
@@ -9,6 +9,15 @@ impl Hub {
     }
 
     pub(super) fn fetch(&mut self, request: FetchRequest, events: mpsc::Sender<FetchEvent>) {
+        let root = request.root;
+        if self.roots.get(&root).and_then(|r| r.fetch.as_ref()).is_some_and(|f| f.on_demand) {
+            // its readers join this one
+            self.fail(root, FetchError::Cancelled);
+        }
+        self.begin(request, events, false);
+    }
+
+    pub(super) fn begin(&mut self, request: FetchRequest, events: mpsc::Sender<FetchEvent>, on_demand: bool) {
         let (root, now, id) = (request.root, self.now(), self.number());
         let hold = Arc::new(self.store.hold());
         let r = self.roots.entry(root).or_default();
@@ -20,14 +29,17 @@ impl Hub {
         }
         let peers = request.peers.clone();
         let (offers, waiting) = mpsc::channel(resolve::MAX_OFFERS);
-        r.fetch = Some(Box::new(FetchState::new(id, now, request, events, offers, hold.clone())));
+        let mut state = FetchState::new(id, now, request, events, offers, hold.clone());
+        state.on_demand = on_demand;
+        r.fetch = Some(Box::new(state));
         let (store, inbox) = (self.store.clone(), self.inbox.clone());
         let compression = self.config.compression;
         self.tasks
             .spawn(Resolver { root, fetch: id, store, hold, offers: waiting, compression, bytes_in: 0, inbox }.run());
         let connected: Vec<LinkId> = self.links.keys().copied().collect();
         for link in connected {
-            self.join(link, root, true);
+            // what they said they have, an earlier fetch of the root was told
+            self.say_join(link, root, true);
         }
         self.add_peers(root, peers, Duration::ZERO);
     }
@@ -46,13 +58,14 @@ impl Hub {
             files: manifest.file_count() as u64,
             leaves: manifest.leaves().len() as u32,
         });
-        let (request, cancel) = (f.request.clone(), f.cancel.clone());
+        let (request, on_demand, cancel) = (f.request.clone(), f.on_demand, f.cancel.clone());
         if let Some(r) = self.roots.get_mut(&root) {
             r.manifest = Some(manifest.clone());
         }
         self.tasks.spawn(async move {
             let prepared =
-                tokio::task::spawn_blocking(move || fetch::prepare(&store, manifest, &request, cancel)).await;
+                tokio::task::spawn_blocking(move || fetch::prepare(&store, manifest, &request, on_demand, cancel))
+                    .await;
             let result = prepared.unwrap_or(Err(FetchError::ShuttingDown));
             let _gone = inbox.send(Input::Prepared(root, id, result)).await;
         });
@@ -71,7 +84,11 @@ impl Hub {
         let Some(manifest) = r.manifest.clone() else { return };
         let sizes: Arc<[u32]> = manifest.leaves().iter().map(|l| l.len).collect();
         let (wanted, have) = fetch::in_place(&prepared.checkout, sizes.len());
-        let mut swarm = Swarm::new(config.swarm, me, sizes, &wanted, &have);
+        let on_demand = f.on_demand;
+        let mut swarm = match on_demand {
+            true => Swarm::on_demand(config.swarm, me, sizes),
+            false => Swarm::new(config.swarm, me, sizes, &wanted, &have),
+        };
         let mut liars = vec![];
         for (peer, member) in r.members.iter_mut() {
             let rtt = self.links.get(&member.link).map(|l| l.connection.quinn().rtt()).unwrap_or_default();
@@ -87,11 +104,13 @@ impl Hub {
         });
         f.last_news = now;
         let Prepared { checkout, bytes_resumed, bytes_local } = prepared;
+        let destination = (checkout, on_demand);
         let mostly_here = bytes_local >= swarm.progress().bytes_wanted / 2;
         let packing = config.compression.packing(mostly_here);
-        let sink = Sink::new((root, id), manifest, checkout, config.limits.verify_bytes, packing, throttle, inbox);
+        let sink = Sink::new((root, id), manifest, destination, config.limits.verify_bytes, packing, throttle, inbox);
         let running = Running::new(swarm, sink, bytes_resumed, bytes_local);
         f.stage = Stage::Running(Box::new(running));
+        let readers: Vec<ReaderIx> = f.readers.keys().copied().collect();
         if !r.seeding || r.have.len() != have.len() {
             r.have = have;
         }
@@ -100,6 +119,9 @@ impl Hub {
             self.links.iter().filter(|(_, l)| l.ours.contains_key(&root)).map(|(id, _)| *id).collect();
         for id in joined {
             self.join(id, root, false);
+        }
+        for ix in readers {
+            self.admit(root, id, ix);
         }
         for liar in liars {
             self.let_go(&liar, "protocol fault: has leaves that do not exist");
@@ -116,6 +138,7 @@ impl Hub {
         let Stage::Running(running) = &mut f.stage else { return };
         self.touched.insert(root);
         let mut served = None;
+        let mut passed = vec![];
         match event {
             BatchEvent::Bytes(n) => {
                 running.swarm.handle_bytes(now, peer, n);
@@ -131,7 +154,9 @@ impl Hub {
                             served = Some(true);
                             running.dirty = true;
                             f.first_leaf.get_or_insert(now);
-                            if !r.have.put(leaf as usize) {
+                            if running.sink.passes(leaf) {
+                                passed.extend((!running.swarm.is_awaited(leaf)).then_some(leaf));
+                            } else if !r.have.put(leaf as usize) {
                                 r.fresh.push(leaf);
                             }
                         }
@@ -165,6 +190,10 @@ impl Hub {
                 }
             }
         }
+        if let Some(f) = self.fetch_mut(&root, id).filter(|f| !f.readers.is_empty()) {
+            f.let_pass(&passed);
+            f.tell_readers();
+        }
         if let Some(served) = served
             && let Some(link) = who.and_then(|who| self.by_peer.get(&who)).and_then(|link| self.links.get_mut(link))
         {
@@ -174,7 +203,12 @@ impl Hub {
 
     pub(super) fn finished(&mut self, root: Cid, id: u64, result: Result<fetch::Landed, FetchError>) {
         let landed = match result {
-            Ok(landed) => landed,
+            Ok(landed) => Some(landed),
+            Err(error) if self.fetch_mut(&root, id).is_some_and(|f| f.on_demand) => {
+                // all of it is here to be read, though not to stay
+                tracing::debug!(%error, "what was read is not kept as a whole");
+                None
+            }
             Err(error) => return self.fail_if(root, id, error),
         };
         let now = self.now();
@@ -183,7 +217,9 @@ impl Hub {
         r.seeding = true;
         let members: Vec<(PeerId, PeerIx)> = r.members.iter().map(|(p, m)| (*p, m.ix)).collect();
         let stage = std::mem::replace(&mut f.stage, Stage::Preparing);
-        if let Stage::Finishing(running) = stage {
+        if let Stage::Finishing(running) = stage
+            && let Some(landed) = landed
+        {
             for (peer, ix) in members {
                 f.credit(peer, running.swarm.account(ix));
             }
@@ -205,6 +241,13 @@ impl Hub {
         let Some(mut f) = r.fetch.take() else { return };
         let seeding = r.seeding;
         let stage = std::mem::replace(&mut f.stage, Stage::Preparing);
+        let (error, of_readers) = match f.on_demand {
+            true => (FetchError::Cancelled, Arc::new(error)),
+            // they go on with the next fetch, if there is time for one
+            false if matches!(error, FetchError::ShuttingDown) => (error, Arc::new(FetchError::ShuttingDown)),
+            false => (error, Arc::new(FetchError::Cancelled)),
+        };
+        f.readers.values().for_each(|reader| reader.fail(&of_readers));
         let ended = f.end(FetchEvent::Failed(error));
         let checkout = match stage {
             Stage::Running(mut running) | Stage::Finishing(mut running) => {
@@ -282,7 +325,9 @@ impl Hub {
         }
         let Some(r) = self.roots.get_mut(&root) else { return };
         let Some(f) = &mut r.fetch else { return };
-        if f.running().is_some_and(|running| running.swarm.is_complete()) {
+        let on_demand = f.on_demand;
+        let complete = |running: &mut Running| running.swarm.is_complete() && (!on_demand || running.sink.keeps_all());
+        if f.running().is_some_and(complete) {
             self.complete(root);
         }
     }
@@ -290,13 +335,17 @@ impl Hub {
     /// Every wanted leaf is in place: the last step may begin.
     pub(super) fn complete(&mut self, root: Cid) {
         let Some(f) = self.roots.get_mut(&root).and_then(|r| r.fetch.as_deref_mut()) else { return };
-        let id = f.id;
+        let (id, on_demand) = (f.id, f.on_demand);
         f.stage = match std::mem::replace(&mut f.stage, Stage::Preparing) {
             Stage::Running(mut running) => {
                 running.abort_all();
                 let (checkout, inbox) = (running.sink.checkout.clone(), self.inbox.clone());
                 self.tasks.spawn(async move {
-                    let landed = tokio::task::spawn_blocking(move || fetch::finish(&checkout)).await;
+                    let landed = tokio::task::spawn_blocking(move || match on_demand {
+                        true => fetch::finish_on_demand(&checkout),
+                        false => fetch::finish(&checkout),
+                    })
+                    .await;
                     let result = landed.unwrap_or(Err(FetchError::ShuttingDown));
                     let _gone = inbox.send(Input::Finished(root, id, result)).await;
                 });
@@ -304,5 +353,6 @@ impl Hub {
             }
             other => other,
         };
+        f.tell_readers();
     }
 }

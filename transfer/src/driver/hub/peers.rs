@@ -129,10 +129,14 @@ impl Hub {
 
     /// Takes part in a root's swarm on a connection: says so, and what is here.
     pub(super) fn join(&mut self, id: LinkId, root: Cid, answer: bool) {
-        let (Some(link), Some(r)) = (self.links.get_mut(&id), self.roots.get(&root)) else { return };
-        if link.ours.contains_key(&root) && answer {
-            return;
+        if !answer || self.links.get(&id).is_some_and(|link| !link.ours.contains_key(&root)) {
+            self.say_join(id, root, answer);
         }
+    }
+
+    /// The same on a connection where that was said already: with `answer`, the other side says again what it has.
+    pub(super) fn say_join(&mut self, id: LinkId, root: Cid, answer: bool) {
+        let (Some(link), Some(r)) = (self.links.get_mut(&id), self.roots.get(&root)) else { return };
         if link.ours.len() >= self.config.limits.roots_per_connection {
             return;
         }

@@ -136,11 +136,7 @@ impl Swarm {
         let crowd = self.slots.len() as u64;
         let Some(p) = self.at(slot) else { return };
         // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another
-        let window = if p.is_seeder() || crowd < MANY {
-            self.window_of(p)
-        } else {
-            p.window(1, 1)
-        };
+        let window = if p.is_seeder() || crowd < MANY { self.window_of(p) } else { p.window(1, 1) };
         if p.in_flight >= window || self.is_too_slow(p) {
             return self.unready(slot);
         }
