@@ -1,7 +1,7 @@
 //! The control socket: how `shoal` commands reach the process that has the home directory open.
 //!
 //! A unix socket, mode 0600 in a directory of mode 0700, so whoever can connect is the user. JSON lines: the server says
-//! [`Hello`], the client one request, the server its events and the end. A client that shuts down its side, or goes,
+//! [`Hello`], the client one request, the server its events and the end; bytes of files follow a line that says how many. A client that shuts down its side, or goes,
 //! cancels its operation. Lines are bounded both ways.
 
 mod client;
@@ -48,6 +48,8 @@ struct Ask {
 #[serde(rename_all = "snake_case")]
 enum Answer {
     Event(Box<Event>),
+    /// So many bytes of a file follow, as they are.
+    Bytes(u32),
     Error(Failure),
     End,
 }

@@ -58,6 +58,26 @@ pub enum Event {
         /// The home directory.
         home: String,
     },
+    /// A file is read: it was found.
+    Opened {
+        /// The root.
+        root: Root,
+        /// The file's path in it.
+        path: String,
+        /// Bytes of the file.
+        size: u64,
+        /// Bytes of it that will be read.
+        bytes: u64,
+        /// Bytes that are fetched for that.
+        missing: u64,
+        /// Whether they stay in the store, as cached content. Without room for them they pass through memory.
+        kept: bool,
+    },
+    /// Result: the next bytes of a file. Never as JSON: on the control socket they follow their length as they are.
+    #[serde(skip)]
+    Bytes(bytes::Bytes),
+    /// Result: a file was read to its end.
+    Read(Read),
     /// Result: a root of this home.
     Root(RootInfo),
     /// Result: a file, directory or symlink of a root.
@@ -319,6 +339,23 @@ pub struct Progress {
     pub bytes_per_second: u64,
     /// How long the rest will take, if that can be said.
     pub eta_seconds: Option<u64>,
+}
+
+/// The end of a reading.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Read {
+    /// The root.
+    pub root: Root,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Bytes that came from peers meanwhile, compressed where they came so: chunks and the nodes of the tree.
+    pub bytes_moved: u64,
+    /// From the request to the end.
+    pub seconds: f64,
+    /// Until the first byte.
+    pub first_byte_seconds: Option<f64>,
+    /// Whether what was fetched stays in the store.
+    pub kept: bool,
 }
 
 /// The end of a fetch.

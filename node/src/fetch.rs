@@ -340,7 +340,7 @@ impl State {
 }
 
 /// The paths inside the root: those given, below the one that the link names.
-fn selected(link: &ShoalLink, paths: &[String]) -> Result<Vec<RelPath>, Failure> {
+pub(crate) fn selected(link: &ShoalLink, paths: &[String]) -> Result<Vec<RelPath>, Failure> {
     let base = link.path.clone().unwrap_or_default();
     if paths.is_empty() {
         return Ok(link.path.iter().filter(|path| !path.is_root()).cloned().collect());
@@ -356,7 +356,7 @@ fn selected(link: &ShoalLink, paths: &[String]) -> Result<Vec<RelPath>, Failure>
 }
 
 /// The peers that a link names. What cannot be dialled is left out: the DHT may know better.
-fn peers_of(link: &ShoalLink) -> Vec<PeerAddr> {
+pub(crate) fn peers_of(link: &ShoalLink) -> Vec<PeerAddr> {
     let mut peers = BTreeMap::<_, PeerAddr>::new();
     for via in &link.via {
         let addr = via.parse::<Multiaddr>().ok().and_then(|addr| shoal_net::from_multiaddr(&addr));
@@ -370,7 +370,7 @@ fn peers_of(link: &ShoalLink) -> Vec<PeerAddr> {
     peers.into_values().collect()
 }
 
-fn nobody(root: Cid) -> Failure {
+pub(crate) fn nobody(root: Cid) -> Failure {
     Failure::new(
         Class::NoProvider,
         format!("nobody to ask for {root}: no peer of the network is known, and none answers on the local network"),

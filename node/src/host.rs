@@ -53,7 +53,7 @@ impl Host {
                     let role = if *stay { Role::Command } else { Role::Guest };
                     Node::try_start(home.clone(), config.clone(), role).await.map(Host::Node)
                 }
-                Request::Verify { repair: true, .. } => {
+                Request::Verify { repair: true, .. } | Request::Read { .. } => {
                     Node::try_start(home.clone(), config.clone(), Role::Guest).await.map(Host::Node)
                 }
                 Request::Peers => return Err(nobody(home, "there are no peers", "start one with `shoal daemon`")),
@@ -134,9 +134,11 @@ impl StoreHost {
                     let (root, name) = (crate::Root(record.root), record.name);
                     sink.event(Event::Unshared { root, name, forgotten: forget }).await
                 }
-                Request::Share { .. } | Request::Fetch { .. } | Request::Peers | Request::Limit(_) => {
-                    Err(Failure::internal("a request that needs a network came to a store"))
-                }
+                Request::Share { .. }
+                | Request::Fetch { .. }
+                | Request::Read { .. }
+                | Request::Peers
+                | Request::Limit(_) => Err(Failure::internal("a request that needs a network came to a store")),
             }
         })
     }

@@ -25,6 +25,7 @@ mod period;
 mod port;
 mod rate;
 mod rate_limit;
+mod read;
 mod request;
 mod roots;
 mod share;
@@ -35,7 +36,7 @@ pub use background::Warnings;
 pub use config::{Config, Settings};
 pub use control::{CONTROL_VERSION, Client, Hello};
 pub use event::{
-    Collected, Done, EntryInfo, Event, Id, Importing, Limits, Listening, PeerInfo, Progress, Root, RootInfo,
+    Collected, Done, EntryInfo, Event, Id, Importing, Limits, Listening, PeerInfo, Progress, Read, Root, RootInfo,
     ScrubProgress, Share, Shared, Space,
 };
 pub use failure::{Class, Failure};

@@ -1,5 +1,5 @@
 //! The node: store, network, DHT and transfer of one home, joined and owned. Starting, serving, shutting down in order.
-//! What it does on request is in `share`, `fetch`, `peers`, `roots` and `verify`;
+//! What it does on request is in `share`, `fetch`, `read`, `peers`, `roots` and `verify`;
 //! what it does by itself, in `background` and `announce`.
 
 use std::{sync::Arc, time::Duration};
@@ -20,6 +20,7 @@ use crate::{
     fetch::Wish,
     operation::Sink,
     port,
+    read::ReadWish,
     roots::{Rank, Roots, Via, blocking},
 };
 
@@ -176,6 +177,9 @@ impl Node {
                     let (dir, rank) = (dir.0, Rank::Command);
                     let into = if cached { FetchInto::Cache } else { FetchInto::Dir };
                     node.fetch(sink, Wish { link, paths, dir, symlinks, stay, into, ttl_seconds, rank }).await
+                }
+                Request::Read { what, path, offset, length } => {
+                    node.read(sink, ReadWish { what, path, offset, length }).await
                 }
                 Request::List => roots.list(sink).await,
                 Request::Stat { what } => roots.stat(sink, what).await,

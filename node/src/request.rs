@@ -50,6 +50,17 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         ttl_seconds: Option<u64>,
     },
+    /// A file's bytes in order, as they come. The reader sets the pace.
+    Read {
+        /// A link, CID or `ipfs://` URL; or what a root of this home is called.
+        what: String,
+        /// The file in it; none for a root (or a path in the link) that is a file.
+        path: Option<String>,
+        /// The first byte.
+        offset: u64,
+        /// So many bytes; up to the end without it.
+        length: Option<u64>,
+    },
     /// All roots.
     List,
     /// One root and its entries.

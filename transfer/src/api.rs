@@ -191,6 +191,8 @@ pub enum ReadEvent {
         size: u64,
         /// Bytes of it that will be read.
         bytes: u64,
+        /// Bytes of the leaves that this needs and that are not here.
+        missing: u64,
         /// Whether they are kept.
         kept: bool,
     },

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{Answer, Ask, CONTROL_VERSION, Hello, lines, lines::LineReader, socket};
-use crate::{Class, Failure, Home, Operation, Request, operation::Item};
+use crate::{Class, Event, Failure, Home, Operation, Request, operation::Item};
 
 /// A daemon that has accepted a connection says hello within this time, or is stuck.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
@@ -70,7 +70,7 @@ impl Client {
     pub async fn run(mut self, request: Request) -> Result<Operation, Failure> {
         let ask = Ask { control: CONTROL_VERSION, ask: request };
         lines::write(&mut self.writer, &ask).await.map_err(|error| gone(&self.hello, Some(&error)))?;
-        Ok(Operation::of_daemon(Answers { hello: self.hello, reader: self.reader, writer: self.writer }))
+        Ok(Operation::of_daemon(Answers { hello: self.hello, reader: self.reader, writer: self.writer, raw: 0 }))
     }
 }
 
@@ -80,16 +80,30 @@ pub(crate) struct Answers {
     hello: Hello,
     reader: LineReader<ReadHalf<socket::Stream>>,
     writer: WriteHalf<socket::Stream>,
+    /// Bytes of a file that come before the next line.
+    raw: usize,
 }
 
 impl Answers {
     /// The next item. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Item {
-        match self.reader.next::<Answer>().await {
-            Ok(Some(Answer::Event(event))) => Item::Event(event),
-            Ok(Some(Answer::Error(failure))) => Item::End(Err(failure)),
-            Ok(Some(Answer::End)) => Item::End(Ok(())),
-            Ok(None) => Item::End(Err(gone(&self.hello, None))),
+        if self.raw == 0 {
+            match self.reader.next::<Answer>().await {
+                Ok(Some(Answer::Bytes(count))) => self.raw = count as usize,
+                Ok(Some(Answer::Event(event))) => return Item::Event(event),
+                Ok(Some(Answer::Error(failure))) => return Item::End(Err(failure)),
+                Ok(Some(Answer::End)) => return Item::End(Ok(())),
+                Ok(None) => return Item::End(Err(gone(&self.hello, None))),
+                Err(error) => return Item::End(Err(gone(&self.hello, Some(&error)))),
+            }
+        }
+        match self.reader.raw(self.raw).await {
+            Ok(bytes) if bytes.is_empty() => Item::End(Err(gone(&self.hello, None))),
+            Ok(bytes) => {
+                self.raw -= bytes.len();
+                Item::Event(Box::new(Event::Bytes(bytes)))
+            }
+
             Err(error) => Item::End(Err(gone(&self.hello, Some(&error)))),
         }
     }

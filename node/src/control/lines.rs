@@ -2,11 +2,15 @@
 
 use std::io;
 
+use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 
 /// A line is at most this many bytes: a request with tens of thousands of paths, a report with thousands of peers.
 pub(super) const MAX_LINE_BYTES: usize = 4 << 20;
+
+/// What a reader of lines takes from the socket at once: bytes of files come in between.
+const READ_BYTES: usize = 128 << 10;
 
 /// Reads lines. What was read of an unfinished line is kept here, so reading is cancel-safe.
 #[derive(Debug)]
@@ -17,12 +21,20 @@ pub(super) struct LineReader<R> {
 
 impl<R: AsyncRead + Unpin> LineReader<R> {
     pub(super) fn new(reader: R) -> Self {
-        LineReader { reader: BufReader::new(reader), line: Vec::new() }
+        LineReader { reader: BufReader::with_capacity(READ_BYTES, reader), line: Vec::new() }
     }
 
     /// The reader, for what follows the lines.
     pub(super) fn into_inner(self) -> BufReader<R> {
         self.reader
+    }
+
+    /// Up to `most` of the bytes that follow the last line, as they come; empty at the end. Cancel-safe.
+    pub(super) async fn raw(&mut self, most: usize) -> io::Result<Bytes> {
+        let chunk = self.reader.fill_buf().await?;
+        let bytes = Bytes::copy_from_slice(&chunk[..chunk.len().min(most)]);
+        self.reader.consume(bytes.len());
+        Ok(bytes)
     }
 
     /// The next line, parsed; `None` at the end. Cancel-safe.

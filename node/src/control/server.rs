@@ -7,14 +7,14 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, WriteHalf},
+    io::{AsyncReadExt, AsyncWriteExt, WriteHalf},
     sync::Semaphore,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Answer, Ask, CONTROL_VERSION, Hello, lines, lines::LineReader, socket};
-use crate::{Class, Failure, Home, Operation, Request};
+use crate::{Class, Event, Failure, Home, Operation, Request};
 
 /// Clients at the same time. Each is a command of the user's; beyond it, they wait in the socket's backlog.
 const MAX_CLIENTS: usize = 64;
@@ -134,6 +134,14 @@ async fn serve(stream: socket::Stream, hello: Hello, node: impl Run) -> io::Resu
             }
         };
         let answer = match next {
+            Ok(Some(Event::Bytes(bytes))) => {
+                // a client that takes its time holds up the operation, and nothing else
+                for piece in bytes.chunks(u32::MAX as usize) {
+                    lines::write(&mut writer, &Answer::Bytes(piece.len() as u32)).await?;
+                    writer.write_all(piece).await?;
+                }
+                continue;
+            }
             Ok(Some(event)) => Answer::Event(Box::new(event)),
             Ok(None) => Answer::End,
             Err(failure) => Answer::Error(failure),
@@ -154,8 +162,7 @@ async fn refuse(writer: &mut WriteHalf<socket::Stream>, message: &str) -> io::Re
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
-    use crate::{Event, control::Client};
-    use tokio::io::AsyncWriteExt;
+    use crate::control::Client;
 
     fn note(message: &str) -> Event {
         Event::Warning { message: message.to_owned() }
@@ -172,6 +179,12 @@ mod tests {
             Operation::spawn(&self.tasks, &self.stop, |sink| async move {
                 match request {
                     Request::Stat { what } => sink.event(note(&what)).await,
+                    Request::Read { offset, .. } => {
+                        for n in 0..offset {
+                            sink.event(Event::Bytes(vec![n as u8; 70_000].into())).await?;
+                        }
+                        sink.event(note("read")).await
+                    }
                     Request::Peers => {
                         sink.event(note("waiting")).await?;
                         sink.cancelled().await;
@@ -213,6 +226,18 @@ mod tests {
         assert_eq!(operation.next().await.unwrap(), Some(note("waiting")));
         operation.cancel().await;
         assert_eq!(operation.next().await.unwrap_err().class, Class::Interrupted);
+
+        // Bytes cross as they are, with newlines and all, and events after them.
+        let what = Request::Read { what: String::new(), path: None, offset: 40, length: None };
+        let mut operation = run(&home, what).await;
+        let mut read = Vec::new();
+        while let Some(event) = operation.next().await.unwrap() {
+            match event {
+                Event::Bytes(bytes) => read.extend_from_slice(&bytes),
+                event => assert_eq!(event, note("read")),
+            }
+        }
+        assert!(read.chunks(70_000).zip(0..).all(|(chunk, n)| chunk == vec![n; 70_000]) && read.len() == 40 * 70_000);
 
         // A client that vanishes is cancelled as well, or this would wait for ever.
         let mut operation = run(&home, Request::Peers).await;

@@ -67,7 +67,7 @@ impl Reading {
 /// What the hub tells a reader's task.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ready {
-    /// Leaves before this place in the order of reading are in place.
+    /// Leaves before this place in the order of reading are in place; [`usize::MAX`] where all of the fetch is.
     pub(super) up_to: usize,
     /// Nothing more comes.
     pub(super) failed: Option<Arc<FetchError>>,
@@ -218,6 +218,9 @@ pub(super) struct Plan {
     pub(super) sink: Arc<Sink>,
     pub(super) bytes_of_nodes: u64,
     pub(super) kept: bool,
+    /// Bytes to read that are not here.
+    pub(super) missing: u64,
+    pub(super) on_demand: bool,
 }
 
 impl Plan {
@@ -345,13 +348,19 @@ impl Joined {
         let end = *course.end.get_or_insert(planned);
         course.report.kept &= plan.kept;
         if !joins {
-            let opened = ReadEvent::Opened { size: plan.layout.size, bytes: end - start, kept: plan.kept };
+            let opened = ReadEvent::Opened {
+                size: plan.layout.size,
+                bytes: end - start,
+                missing: plan.missing,
+                kept: plan.kept,
+            };
             self.events.send((0, opened)).await.map_err(|_| Stop::Gone)?;
         }
         loop {
             let number = self.place.borrow().number;
             let ended = match self.read_on(&plan, number, end, course).await {
                 Ok(()) => {
+                    self.landed(&plan).await?;
                     let mut report = course.report;
                     report.bytes_moved += plan.moved();
                     report.elapsed = course.begun.elapsed();
@@ -380,14 +389,22 @@ impl Joined {
     async fn planned(&mut self) -> Result<Plan, Stop> {
         let Some(plan) = self.plan.take() else { return Err(Stop::Gone) };
         tokio::select! {
-            planned = plan => match planned {
-                Ok(plan) => return Ok(plan),
-                // the hub said why
-                Err(_) => {}
-            },
-            () = self.events.closed() => return Err(Stop::Gone),
+            // without one, the hub said why
+            planned = plan => planned.map_err(|_| Stop::Failed(self.why())),
+            () = self.events.closed() => Err(Stop::Gone),
         }
-        Err(Stop::Failed(self.why()))
+    }
+
+    /// If all of the root is here by now: waits until that is on record.
+    async fn landed(&mut self, plan: &Plan) -> Result<(), Stop> {
+        while plan.on_demand && self.ready.borrow().up_to == usize::MAX {
+            tokio::select! {
+                // the fetch is gone when it has landed
+                changed = self.ready.changed() => if changed.is_err() { return Ok(()) },
+                () = self.events.closed() => return Err(Stop::Gone),
+            }
+        }
+        Ok(())
     }
 
     fn why(&self) -> Arc<FetchError> {

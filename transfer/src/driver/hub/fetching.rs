@@ -192,7 +192,6 @@ impl Hub {
         }
         if let Some(f) = self.fetch_mut(&root, id).filter(|f| !f.readers.is_empty()) {
             f.let_pass(&passed);
-            f.tell_readers();
         }
         if let Some(served) = served
             && let Some(link) = who.and_then(|who| self.by_peer.get(&who)).and_then(|link| self.links.get_mut(link))
@@ -328,8 +327,9 @@ impl Hub {
         let on_demand = f.on_demand;
         let complete = |running: &mut Running| running.swarm.is_complete() && (!on_demand || running.sink.keeps_all());
         if f.running().is_some_and(complete) {
-            self.complete(root);
+            return self.complete(root);
         }
+        f.tell_readers();
     }
 
     /// Every wanted leaf is in place: the last step may begin.

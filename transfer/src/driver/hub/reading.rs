@@ -93,11 +93,15 @@ impl Hub {
         }
         let most = if kept { most.0 } else { most.1 };
         running.swarm.handle_reader(now, ix, layout.order.clone(), places.start, places.end, most);
-        let plan = Plan { layout, sink: running.sink.clone(), bytes_of_nodes: f.bytes_of_nodes, kept };
+        let missing = layout.order[places].iter().copied().filter(|leaf| !running.swarm.has(*leaf));
+        let missing = missing.map(|leaf| u64::from(running.sink.manifest.leaves()[leaf as usize].len)).sum();
+        let (sink, bytes_of_nodes, on_demand) = (running.sink.clone(), f.bytes_of_nodes, f.on_demand);
+        let plan = Plan { layout, sink, bytes_of_nodes, kept, missing, on_demand };
         if let Some(waiting) = reader.plan.take() {
             // it may have gone meanwhile, which it says itself
             let _gone = waiting.send(plan);
         }
+        // a fetch that has landed moves no more
         f.tell_readers();
         self.touched.insert(root);
     }
@@ -114,7 +118,6 @@ impl Hub {
         if let Some(running) = f.running() {
             let left = running.swarm.handle_read(now, ix, to);
             f.let_pass(&left);
-            f.tell_readers();
             self.touched.insert(root);
         }
     }
@@ -125,7 +128,6 @@ impl Hub {
         if let Some(running) = f.running() {
             let left = running.swarm.handle_seek(now, ix, to);
             f.let_pass(&left);
-            f.tell_readers();
             self.touched.insert(root);
         }
     }
@@ -138,7 +140,6 @@ impl Hub {
             running.sink.lose(leaf);
             running.swarm.handle_lost(leaf);
             r.have.set(leaf as usize, false);
-            f.tell_readers();
             self.touched.insert(root);
         }
     }

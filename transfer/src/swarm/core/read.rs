@@ -531,7 +531,7 @@ impl Swarm {
         }
         match self.picker.only_at_seeders() {
             [] => {
-                let at = self.draw(self.picker.len().min(WATCHED).max(1));
+                let at = self.draw(self.picker.len().clamp(1, WATCHED));
                 self.picker.rarest_first().get(at).copied()
             }
             [first, ..] if self.starved => Some(*first),
