@@ -99,6 +99,24 @@ pub(crate) enum Command {
         #[arg(long, value_name = "TIME", value_parser = period)]
         ttl: Option<u64>,
     },
+    /// Write a file's bytes to standard output, in order, as they come and are verified
+    #[command(after_help = "Examples:\n  shoal cat LINK film.mkv | mpv -\n  shoal cat LINK | tar x\n  \
+        shoal cat LINK film.mkv --offset 1GiB --length 1MiB > part\n\n\
+        Fetches no more ahead than it takes to go on without waiting, and stops while nobody reads. What came stays in the \
+        home directory as cached content, if the quota has room for all of it. With --json, events go to standard error.")]
+    Cat {
+        /// A link, CID or ipfs:// URL, or what `shoal ls` calls it
+        link: String,
+        /// The file in it, unless it is one file
+        #[arg(value_name = "PATH")]
+        path: Option<String>,
+        /// Begin at this byte, such as 4096, 64KiB or 1GB
+        #[arg(long, value_name = "BYTES", value_parser = size, default_value = "0", hide_default_value = true)]
+        offset: u64,
+        /// Write so many bytes [default: up to the end]
+        #[arg(long, value_name = "BYTES", value_parser = size)]
+        length: Option<u64>,
+    },
     /// Serve everything this home holds, resume what is unfinished, and take commands
     #[command(after_help = "Example:\n  shoal daemon\n\n\
         Runs in the foreground until Ctrl-C or SIGTERM. Other shoal commands on the same home go through it.")]
@@ -206,6 +224,25 @@ pub(crate) enum Command {
     Man,
 }
 
+/// A number of bytes such as `4096`, `64KiB`, `2 GB`.
+fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit: u64 = match unit.trim_start() {
+        "" | "B" => 1,
+        "kB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err("a size is a whole number, with kB, MB, GB, KiB, MiB or GiB behind it if wanted".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "a size begins with a whole number, as in 64KiB".to_owned())?;
+    number.checked_mul(unit).ok_or("this size is out of range".to_owned())
+}
+
 fn after_long_help() -> String {
     let mut text = format!("{EXAMPLE}\n\nExit codes:\n    0  done\n");
     for class in Class::ALL {
@@ -236,6 +273,17 @@ mod tests {
         }
         let cli = Cli::try_parse_from(["shoal", "daemon", "--listen", "a", "--listen", "b"]).unwrap();
         assert_eq!(cli.global.listen, ["a", "b"]);
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(
+            ["0", "4096", "7 B", "64KiB", "2 MB", "1GiB"].map(|text| size(text).unwrap()),
+            [0, 4096, 7, 65_536, 2_000_000, 1 << 30]
+        );
+        for bad in ["", "KiB", "1.5GB", "-1", "1k", "99999999999999999999", "99999999TiB", "1 GiB "] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

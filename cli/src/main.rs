@@ -6,6 +6,7 @@ mod args;
 mod demo;
 mod output;
 mod passphrase;
+mod pipe;
 mod run;
 mod settings;
 mod signals;
@@ -36,7 +37,10 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error, &arguments),
     };
     start_log(&cli.global);
-    let output = Output::new(&cli.global);
+    let mut output = Output::new(&cli.global);
+    if matches!(cli.command, Command::Cat { .. }) {
+        output.leave_stdout();
+    }
     match run(cli, &output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -86,6 +90,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
             let dir = absolute(output.as_deref().unwrap_or(Path::new(".")))?;
             Request::Fetch { link, paths, dir, symlinks, stay, cached: cache, ttl_seconds: ttl }
         }
+        Command::Cat { link, path, offset, length } => Request::Read { what: whole(link), path, offset, length },
         Command::Unshare { what, forget } => Request::Unshare { what: whole(what), forget },
         Command::Ls => Request::List,
         Command::Stat { what } => Request::Stat { what: whole(what) },

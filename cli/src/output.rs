@@ -1,4 +1,5 @@
-//! Where words go: results to standard output, talk to standard error, JSON lines instead of results where asked.
+//! Where words go: results to standard output, talk to standard error, JSON lines instead of results where asked. Where
+//! standard output is for the bytes of a file (`pipe`), all words go to standard error.
 //! A reader of our output that goes away (`| head`) is not an error.
 
 use std::{
@@ -19,6 +20,8 @@ use crate::{args::Global, text::clean};
 pub(crate) struct Output {
     json: bool,
     quiet: bool,
+    /// Standard output is for the bytes of a file.
+    aside: bool,
     /// Standard output is gone.
     closed: AtomicBool,
     /// The bar that is drawn, so that lines do not go through it.
@@ -37,7 +40,18 @@ struct ErrorLine<'a> {
 
 impl Output {
     pub(crate) fn new(global: &Global) -> Self {
-        Output { json: global.json, quiet: global.quiet, closed: AtomicBool::new(false), bar: Mutex::new(None) }
+        Output {
+            json: global.json,
+            quiet: global.quiet,
+            aside: false,
+            closed: AtomicBool::new(false),
+            bar: Mutex::new(None),
+        }
+    }
+
+    /// What would go to standard output goes to standard error from now on.
+    pub(crate) fn leave_stdout(&mut self) {
+        self.aside = true;
     }
 
     pub(crate) fn json(&self) -> bool {
@@ -100,6 +114,9 @@ impl Output {
     }
 
     fn out(&self, line: &str) {
+        if self.aside {
+            return self.err(line);
+        }
         if self.closed.load(Ordering::Relaxed) {
             return;
         }

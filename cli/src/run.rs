@@ -1,11 +1,11 @@
 //! Running one request to its end: here or in the process that has the home open, with its events shown and signals
 //! obeyed.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
-use shoal_node::{Config, Event, Failure, Home, Host, Node, Request, Role};
+use shoal_node::{Class, Config, Event, Failure, Home, Host, Node, Request, Role};
 
-use crate::{output::Output, signals::Signals, view::View};
+use crate::{output::Output, pipe::Pipe, signals::Signals, view::View};
 
 /// A wait for other commands that is longer than this is worth a word.
 const WORTH_A_WORD: Duration = Duration::from_millis(500);
@@ -33,6 +33,9 @@ pub(crate) async fn request(
         }
     }
     let stays = matches!(request, Request::Share { stay: true, .. } | Request::Fetch { stay: true, .. });
+    let mut pipe = matches!(request, Request::Read { .. }).then(Pipe::start);
+    // Why no more is to be written.
+    let mut closed: Option<io::Error> = None;
     let (mut operation, node) = host.run(request).await?;
     let mut served = false;
     let mut interrupted = false;
@@ -51,6 +54,19 @@ pub(crate) async fn request(
             }
         };
         match next {
+            Ok(Some(Event::Bytes(bytes))) => {
+                let Some(open) = pipe.as_mut().filter(|_| closed.is_none() && !interrupted) else { continue };
+                tokio::select! {
+                    written = open.write(bytes) => if let Err(error) = written {
+                        closed = Some(error);
+                        operation.cancel().await;
+                    },
+                    () = signals.next() => {
+                        interrupted = true;
+                        operation.cancel().await;
+                    }
+                }
+            }
             Ok(Some(event)) => {
                 if matches!(event, Event::Shared(_) | Event::Done(_)) && !served {
                     served = true;
@@ -71,11 +87,28 @@ pub(crate) async fn request(
         Err(_) if interrupted && served => Ok(()),
         other => other,
     };
+    if let Some(pipe) = pipe.filter(|_| closed.is_none() && result.is_ok()) {
+        tokio::select! {
+            written = pipe.finish() => closed = written.err(),
+            () = signals.next() => return Err(Failure::interrupted()),
+        }
+    }
+    let result = match closed {
+        // Whoever read has enough.
+        Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Some(error) => Err(unwritten(&error)),
+        None => result,
+    };
     drop(operation);
     match node {
         Some(node) => result.and(close(&node, output, &mut signals, interrupted).await),
         None => result,
     }
+}
+
+fn unwritten(error: &io::Error) -> Failure {
+    let message = format!("cannot write to standard output: {error}");
+    Failure::new(Class::Disk, message, "check where it goes, then run this again")
 }
 
 /// Runs a node until it is told to stop.

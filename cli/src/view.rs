@@ -76,6 +76,12 @@ impl<'a> View<'a> {
                 self.output.talk(&format!("let {} go: {}", short_peer(&peer), clean(&why)));
             }
             Event::Done(done) => self.done(&done),
+            Event::Opened { bytes: wanted, missing, kept: false, .. } if missing > 0 => {
+                self.output
+                    .talk(&format!("no room for {} in the quota: they pass through and are not kept", bytes(wanted)));
+            }
+            // what was read speaks for itself
+            Event::Opened { .. } | Event::Read(_) | Event::Bytes(_) => {}
             Event::Listening(listening) => self.listening(&listening),
             Event::PassphraseChanged { home } => {
                 self.output.result(&format!("The passphrase of {} is changed.", clean(&home)));

@@ -17,7 +17,7 @@ use crate::{
 
 /// Bytes of one event: what waits for a slow reader is so much for each event that waits.
 const PIECE_BYTES: usize = 128 << 10;
-/// Content whose tree is here is looked for elsewhere when something is missing, or nothing comes for so long.
+/// Content that seemed to be here is looked for elsewhere when nothing comes for so long.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What to read.
@@ -36,31 +36,28 @@ impl Node {
         let link = self.link_to(what).await?;
         let path = selected(&link, path.as_slice())?.pop().unwrap_or_default();
         let (root, via) = (link.root, peers_of(&link));
-        let store = self.roots().store.clone();
-        // a tree that is not here, or damaged, comes from others
-        let known = blocking(move || Ok(store.manifest(&root).is_ok())).await?;
         let request = ReadRequest {
             root,
             path: path.clone(),
             offset,
             length,
             name: link.name.clone(),
-            peers: if known { Vec::new() } else { via.clone() },
+            peers: via.clone(),
             keep: true,
             give_up_after: Some(self.config().settings().give_up_after),
         };
         let mut reading = self.transfer().read(request).await.map_err(|error| blame::fetch(&error))?;
         let mut search = Search { node: self.clone(), root, via, discovery: None };
-        if !known {
-            search.begin().await;
-            sink.progress(Event::Searching { root: Root(root), providers: 0 });
-        }
         let mut opened = false;
         loop {
             tokio::select! {
                 biased;
                 () = sink.cancelled() => return Err(stopped()),
                 event = reading.next() => match event {
+                    Some(ReadEvent::Absent) => {
+                        search.begin().await;
+                        sink.progress(Event::Searching { root: Root(root), providers: 0 });
+                    }
                     Some(ReadEvent::Opened { size, bytes, missing, kept }) => {
                         opened = true;
                         if missing > 0 {

@@ -14,6 +14,7 @@ pub mod bottleneck;
 pub mod content;
 pub mod disk;
 pub mod lan;
+pub mod piped;
 pub mod place;
 pub mod process;
 pub mod raw;

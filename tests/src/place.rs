@@ -14,6 +14,7 @@ use crate::{
     binary,
     content::write_noise,
     lan::Host,
+    piped::Piped,
     process::{Finished, Running, text},
 };
 
@@ -148,6 +149,11 @@ impl Shoal {
     /// Starts it.
     pub fn start(self) -> Running {
         Running::start(self.command, self.name)
+    }
+
+    /// Starts it with standard output for the bytes of a file.
+    pub fn pipe(self) -> Piped {
+        Piped::start(self.command, self.name)
     }
 
     /// Runs it to its end.

@@ -185,6 +185,8 @@ pub struct ReadRequest {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ReadEvent {
+    /// The tree is not here: somebody has to be found who has it.
+    Absent,
     /// The file was found.
     Opened {
         /// Bytes of the file.

@@ -11,6 +11,7 @@ mod homes;
 mod kills;
 mod lans;
 mod network;
+mod reading;
 mod refusals;
 mod seeders;
 mod space;

@@ -9,7 +9,7 @@ use crate::{
 use fixedbitset::FixedBitSet;
 use shoal_content::Manifest;
 use shoal_net::PeerId;
-use shoal_store::{Checkout, CheckoutOptions, Hold, Store};
+use shoal_store::{Checkout, CheckoutOptions, Hold, RootKind, Store};
 use std::{
     collections::{BTreeMap, VecDeque},
     path::PathBuf,
@@ -23,14 +23,20 @@ use tokio::{sync::mpsc, task::AbortHandle};
 
 /// Events that wait for a slow reader; progress is never among them.
 const MAX_BACKLOG: usize = 1024;
+/// A fetch on demand waits so long for another reader: players open one place of a file after the other.
+const LINGER: Duration = Duration::from_secs(20);
 /// Peers that are named in the report. Of more, those that gave least are summed up.
 const MAX_SHARES: usize = 1024;
+/// A root of more leaves is not looked up as a whole when somebody begins to read in it: 16 GiB, some 50 ms.
+const MOST_LOOKED_UP: u32 = 1 << 16;
 
 /// The destination is ready.
 pub(super) struct Prepared {
     pub(super) checkout: Arc<Checkout>,
     pub(super) bytes_resumed: u64,
     pub(super) bytes_local: u64,
+    /// On demand: leaves that are here.
+    pub(super) here: Vec<u32>,
 }
 
 /// Everything is in place.
@@ -67,6 +73,8 @@ pub(super) struct FetchState {
     /// It is there for its readers alone, and ends with the last of them.
     pub(super) on_demand: bool,
     pub(super) readers: BTreeMap<ReaderIx, ReaderState>,
+    /// When the last reader went.
+    pub(super) last_reader: Duration,
     pub(super) stage: Stage,
     /// Ends blocking steps early.
     pub(super) cancel: Arc<AtomicBool>,
@@ -100,6 +108,7 @@ impl FetchState {
             request,
             on_demand: false,
             readers: BTreeMap::new(),
+            last_reader: now,
             stage: Stage::Resolving(offers),
             cancel: Arc::default(),
             started: now,
@@ -123,8 +132,11 @@ impl FetchState {
     }
 
     /// Whether nobody listens any more.
-    pub(super) fn is_abandoned(&self) -> bool {
-        if self.on_demand { self.readers.is_empty() } else { self.events.is_closed() }
+    pub(super) fn is_abandoned(&self, now: Duration) -> bool {
+        match self.on_demand {
+            true => self.readers.is_empty() && now >= self.last_reader + LINGER,
+            false => self.events.is_closed(),
+        }
     }
 
     /// Tells the reader something that must not get lost.
@@ -272,8 +284,11 @@ pub(super) fn prepare(
         ..CheckoutOptions::default()
     };
     if on_demand {
+        let leaves = manifest.leaves().len() as u32;
         let checkout = Arc::new(Checkout::begin_on_demand(store, manifest, &name, options)?);
-        return Ok(Prepared { checkout, bytes_resumed: 0, bytes_local: 0 });
+        let all: Vec<u32> = if leaves <= MOST_LOOKED_UP { (0..leaves).collect() } else { vec![] };
+        let (here, _) = checkout.admit(&all, false)?;
+        return Ok(Prepared { checkout, bytes_resumed: 0, bytes_local: 0, here });
     }
     let checkout = match request.into {
         FetchInto::Dir => Checkout::begin(store, manifest, &request.paths, &request.dir, &name, options)?,
@@ -282,7 +297,7 @@ pub(super) fn prepare(
     };
     let bytes_resumed = checkout.resumed().bytes;
     let bytes_local = checkout.fill_local()?.bytes;
-    Ok(Prepared { checkout: Arc::new(checkout), bytes_resumed, bytes_local })
+    Ok(Prepared { checkout: Arc::new(checkout), bytes_resumed, bytes_local, here: vec![] })
 }
 
 /// Makes everything durable and moves it to its place. Blocking.
@@ -294,8 +309,13 @@ pub(super) fn finish(checkout: &Checkout) -> Result<Landed, FetchError> {
     Ok(Landed { paths: finished.paths, skipped })
 }
 
-/// The same for what was read until all of it is here: what was found elsewhere is taken from there first. Blocking.
-pub(super) fn finish_on_demand(checkout: &Checkout) -> Result<Landed, FetchError> {
+/// The same for what was read until all of it is here: what was found elsewhere is taken from there first. Nothing is to
+/// be done for a root that is no cached content. Blocking.
+pub(super) fn finish_on_demand(store: &Store, checkout: &Checkout) -> Result<Landed, FetchError> {
+    let record = store.root(&checkout.manifest().root())?;
+    if record.is_none_or(|record| record.kind != RootKind::Cached || record.complete) {
+        return Ok(Landed { paths: vec![], skipped: vec![] });
+    }
     checkout.fill_local()?;
     finish(checkout)
 }

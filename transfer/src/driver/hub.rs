@@ -431,11 +431,8 @@ impl Hub {
             let Some(r) = self.roots.get_mut(&root) else { continue };
             let peers = r.members.len();
             let Some(f) = r.fetch.as_deref_mut() else { continue };
-            if f.is_abandoned() {
-                match f.on_demand {
-                    true => self.end_on_demand(root),
-                    false => self.fail(root, FetchError::Cancelled),
-                }
+            if f.is_abandoned(now) {
+                self.fail(root, FetchError::Cancelled);
                 continue;
             }
             if f.on_demand && f.running().is_some_and(|running| running.swarm.is_idle()) {

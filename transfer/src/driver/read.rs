@@ -215,7 +215,8 @@ pub(super) fn admit(
 /// What a reader's task needs to read.
 pub(super) struct Plan {
     pub(super) layout: Arc<Layout>,
-    pub(super) sink: Arc<Sink>,
+    /// Nothing where all of it was here.
+    pub(super) sink: Option<Arc<Sink>>,
     pub(super) bytes_of_nodes: u64,
     pub(super) kept: bool,
     /// Bytes to read that are not here.
@@ -226,7 +227,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Bytes that came from peers for this fetch so far.
     fn moved(&self) -> u64 {
-        self.bytes_of_nodes + self.sink.bytes_in.load(Ordering::Relaxed)
+        self.bytes_of_nodes + self.sink.as_ref().map_or(0, |sink| sink.bytes_in.load(Ordering::Relaxed))
     }
 }
 
@@ -248,7 +249,8 @@ struct Joined {
     ready: watch::Receiver<Ready>,
     place: watch::Receiver<Place>,
     events: mpsc::Sender<(u64, ReadEvent)>,
-    inbox: mpsc::Sender<Input>,
+    /// The hub, unless nothing of it is needed.
+    inbox: Option<mpsc::Sender<Input>>,
     /// Where it is in the file.
     at: u64,
 }
@@ -291,12 +293,31 @@ impl ReaderTask {
             ReadReport { bytes: 0, bytes_moved: 0, elapsed: Duration::ZERO, first_byte: None, kept: self.request.keep };
         let mut course = Course { begun: Instant::now(), end: None, report };
         let mut busy_since: Option<(Instant, u64)> = None;
+        let mut look_here = true;
         let failed = loop {
             let (plan, planned) = oneshot::channel();
             let (ready, readiness) = watch::channel(Ready::default());
             let news = self.port.news.clone();
-            let state = ReaderState { request: self.request.clone(), plan: Some(plan), ready, news: news.clone() };
-            if self.inbox.send(Input::ReadJoin(self.ix, Box::new(state))).await.is_err() {
+            let here = if std::mem::take(&mut look_here) { self.look_here().await } else { Here::Part };
+            let join = match here {
+                Here::All(layout) => {
+                    ready.send_modify(|ready| ready.up_to = usize::MAX);
+                    let (sink, bytes_of_nodes, kept, missing, on_demand) = (None, 0, true, 0, false);
+                    // the other end is in this function
+                    let _there = plan.send(Plan { layout, sink, bytes_of_nodes, kept, missing, on_demand });
+                    None
+                }
+                Here::Part | Here::Nothing => {
+                    if matches!(here, Here::Nothing) && news.send((0, ReadEvent::Absent)).await.is_err() {
+                        break None;
+                    }
+                    Some(ReaderState { request: self.request.clone(), plan: Some(plan), ready, news: news.clone() })
+                }
+            };
+            let alone = join.is_none();
+            if let Some(state) = join
+                && self.inbox.send(Input::ReadJoin(self.ix, Box::new(state))).await.is_err()
+            {
                 break None;
             }
             let mut joined = Joined {
@@ -307,12 +328,12 @@ impl ReaderTask {
                 ready: readiness,
                 place: self.port.places.clone(),
                 events: news,
-                inbox: self.inbox.clone(),
+                inbox: (!alone).then(|| self.inbox.clone()),
                 at: self.request.offset,
             };
             let stopped = joined.read(&mut course).await;
+            joined.tell(Input::ReadEnded(self.request.root, self.ix)).await;
             let (at, places) = (joined.at, joined.place);
-            let _gone = self.inbox.send(Input::ReadEnded(self.request.root, self.ix)).await;
             let Err(Stop::Failed(error)) = stopped else { break None };
             let since = busy_since.filter(|(_, place)| *place == at).map_or_else(Instant::now, |(since, _)| since);
             busy_since = Some((since, at));
@@ -337,6 +358,33 @@ impl ReaderTask {
             // whoever read may be gone as well
             let _gone = self.port.news.send((number, ReadEvent::Failed(error))).await;
         }
+    }
+}
+
+/// What of a file is here.
+enum Here {
+    All(Arc<Layout>),
+    Part,
+    /// Not even the tree.
+    Nothing,
+}
+
+impl ReaderTask {
+    /// Whether all that is to be read is here, as far as the index knows: then nobody is asked.
+    async fn look_here(&self) -> Here {
+        let (store, request) = (self.store.clone(), self.request.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let Ok(manifest) = store.manifest(&request.root) else { return Here::Nothing };
+            // what is wrong with the request is found out again
+            let Ok(layout) = Layout::of(Arc::new(manifest), &request) else { return Here::Part };
+            let leaves = layout.order[layout.places()].iter();
+            let cids: Vec<_> = leaves.map(|leaf| layout.manifest.leaves()[*leaf as usize].cid).collect();
+            match store.has_many(&cids) {
+                Ok(here) if here.iter().all(|here| *here) => Here::All(Arc::new(layout)),
+                _ => Here::Part,
+            }
+        });
+        looked.await.unwrap_or(Here::Nothing)
     }
 }
 
@@ -422,16 +470,17 @@ impl Joined {
                 continue;
             };
             let up_to = self.wait_for(part.place as usize).await?;
-            if let Some(bytes) = plan.sink.passing(leaf) {
+            if let Some(bytes) = plan.sink.as_ref().and_then(|sink| sink.passing(leaf)) {
                 index += 1;
                 self.hand_over_part(number, bytes, part, end, course).await?;
                 self.tell(Input::ReadTook(self.root, self.ix, part.place as usize + 1)).await;
                 continue;
             }
+            let passes = |leaf| plan.sink.as_ref().is_some_and(|sink| sink.passes(leaf));
             let mut run = vec![];
             let mut len = 0;
             for part in &layout.parts[index..] {
-                let Some(leaf) = part.leaf.filter(|leaf| run.is_empty() || !plan.sink.passes(*leaf)) else { break };
+                let Some(leaf) = part.leaf.filter(|leaf| run.is_empty() || !passes(*leaf)) else { break };
                 if part.place as usize >= up_to || part.offset >= end || len >= RUN_BYTES {
                     break;
                 }
@@ -441,6 +490,10 @@ impl Joined {
             for read in self.read_run(&layout.manifest, run).await? {
                 let Some(mut bytes) = read.bytes else {
                     let leaf = layout.parts[index].leaf.unwrap_or_default();
+                    if plan.sink.is_none() {
+                        // somebody else may have it
+                        return Err(Stop::Failed(Arc::new(FetchError::Cancelled)));
+                    }
                     // what is ready from here on is said anew
                     self.ready.mark_unchanged();
                     self.tell(Input::ReadLost(self.root, self.ix, leaf)).await;
@@ -533,6 +586,8 @@ impl Joined {
 
     async fn tell(&self, input: Input) {
         // a hub that is gone is shutting down, and its watch says so
-        let _gone = self.inbox.send(input).await;
+        if let Some(inbox) = &self.inbox {
+            let _gone = inbox.send(input).await;
+        }
     }
 }

@@ -83,12 +83,16 @@ impl Hub {
         let Some(f) = r.fetch.as_deref_mut().filter(|f| f.id == id) else { return };
         let Some(manifest) = r.manifest.clone() else { return };
         let sizes: Arc<[u32]> = manifest.leaves().iter().map(|l| l.len).collect();
-        let (wanted, have) = fetch::in_place(&prepared.checkout, sizes.len());
+        let (wanted, mut have) = fetch::in_place(&prepared.checkout, sizes.len());
         let on_demand = f.on_demand;
         let mut swarm = match on_demand {
             true => Swarm::on_demand(config.swarm, me, sizes),
             false => Swarm::new(config.swarm, me, sizes, &wanted, &have),
         };
+        for leaf in &prepared.here {
+            swarm.handle_local(now, *leaf);
+            have.insert(*leaf as usize);
+        }
         let mut liars = vec![];
         for (peer, member) in r.members.iter_mut() {
             let rtt = self.links.get(&member.link).map(|l| l.connection.quinn().rtt()).unwrap_or_default();
@@ -103,11 +107,12 @@ impl Hub {
             bytes_local: prepared.bytes_local,
         });
         f.last_news = now;
-        let Prepared { checkout, bytes_resumed, bytes_local } = prepared;
+        let Prepared { checkout, bytes_resumed, bytes_local, here } = prepared;
         let destination = (checkout, on_demand);
         let mostly_here = bytes_local >= swarm.progress().bytes_wanted / 2;
         let packing = config.compression.packing(mostly_here);
         let sink = Sink::new((root, id), manifest, destination, config.limits.verify_bytes, packing, throttle, inbox);
+        sink.keep(&here);
         let running = Running::new(swarm, sink, bytes_resumed, bytes_local);
         f.stage = Stage::Running(Box::new(running));
         let readers: Vec<ReaderIx> = f.readers.keys().copied().collect();
@@ -138,7 +143,7 @@ impl Hub {
         let Stage::Running(running) = &mut f.stage else { return };
         self.touched.insert(root);
         let mut served = None;
-        let mut passed = vec![];
+        let (mut passed, mut kept) = (vec![], vec![]);
         match event {
             BatchEvent::Bytes(n) => {
                 running.swarm.handle_bytes(now, peer, n);
@@ -156,8 +161,8 @@ impl Hub {
                             f.first_leaf.get_or_insert(now);
                             if running.sink.passes(leaf) {
                                 passed.extend((!running.swarm.is_awaited(leaf)).then_some(leaf));
-                            } else if !r.have.put(leaf as usize) {
-                                r.fresh.push(leaf);
+                            } else {
+                                kept.push(leaf);
                             }
                         }
                         Outcome::Duplicate => running.swarm.handle_duplicate(now, peer, batch, leaf),
@@ -190,8 +195,13 @@ impl Hub {
                 }
             }
         }
-        if let Some(f) = self.fetch_mut(&root, id).filter(|f| !f.readers.is_empty()) {
+        if let Some(r) = self.roots.get_mut(&root)
+            && let Some(f) = r.fetch.as_deref_mut().filter(|f| f.id == id)
+        {
             f.let_pass(&passed);
+            // what is kept of what is read is served like anything else
+            r.seeding |= f.on_demand && !kept.is_empty();
+            r.gained(kept);
         }
         if let Some(served) = served
             && let Some(link) = who.and_then(|who| self.by_peer.get(&who)).and_then(|link| self.links.get_mut(link))
@@ -339,10 +349,10 @@ impl Hub {
         f.stage = match std::mem::replace(&mut f.stage, Stage::Preparing) {
             Stage::Running(mut running) => {
                 running.abort_all();
-                let (checkout, inbox) = (running.sink.checkout.clone(), self.inbox.clone());
+                let (checkout, store, inbox) = (running.sink.checkout.clone(), self.store.clone(), self.inbox.clone());
                 self.tasks.spawn(async move {
                     let landed = tokio::task::spawn_blocking(move || match on_demand {
-                        true => fetch::finish_on_demand(&checkout),
+                        true => fetch::finish_on_demand(&store, &checkout),
                         false => fetch::finish(&checkout),
                     })
                     .await;

@@ -81,12 +81,7 @@ impl Hub {
             }
         };
         running.sink.keep(&here);
-        for leaf in here {
-            running.swarm.handle_local(now, leaf);
-            if !r.have.put(leaf as usize) {
-                r.fresh.push(leaf);
-            }
-        }
+        here.iter().for_each(|leaf| running.swarm.handle_local(now, *leaf));
         let places = layout.places();
         if kept {
             running.sink.keep(&layout.order[places.clone()]);
@@ -95,7 +90,7 @@ impl Hub {
         running.swarm.handle_reader(now, ix, layout.order.clone(), places.start, places.end, most);
         let missing = layout.order[places].iter().copied().filter(|leaf| !running.swarm.has(*leaf));
         let missing = missing.map(|leaf| u64::from(running.sink.manifest.leaves()[leaf as usize].len)).sum();
-        let (sink, bytes_of_nodes, on_demand) = (running.sink.clone(), f.bytes_of_nodes, f.on_demand);
+        let (sink, bytes_of_nodes, on_demand) = (Some(running.sink.clone()), f.bytes_of_nodes, f.on_demand);
         let plan = Plan { layout, sink, bytes_of_nodes, kept, missing, on_demand };
         if let Some(waiting) = reader.plan.take() {
             // it may have gone meanwhile, which it says itself
@@ -103,6 +98,7 @@ impl Hub {
         }
         // a fetch that has landed moves no more
         f.tell_readers();
+        r.gained(here);
         self.touched.insert(root);
     }
 
@@ -139,12 +135,13 @@ impl Hub {
         if let Some(running) = f.running() {
             running.sink.lose(leaf);
             running.swarm.handle_lost(leaf);
-            r.have.set(leaf as usize, false);
+            r.lost([leaf]);
             self.touched.insert(root);
         }
     }
 
     pub(super) fn read_ended(&mut self, root: Cid, ix: ReaderIx) {
+        let now = self.now();
         let Some(f) = self.reading(&root, ix) else { return };
         f.readers.remove(&ix);
         if let Some(running) = f.running() {
@@ -152,18 +149,8 @@ impl Hub {
             f.let_pass(&left);
         }
         // what it waited for, others may be asked for
-        let over = f.is_abandoned() && f.on_demand && !matches!(f.stage, Stage::Finishing(_));
+        f.last_reader = now;
         self.touched.insert(root);
-        if over {
-            self.end_on_demand(root);
-        }
-    }
-
-    /// Nobody reads any more. What was kept goes on being served.
-    pub(super) fn end_on_demand(&mut self, root: Cid) {
-        let Some(r) = self.roots.get_mut(&root) else { return };
-        r.seeding |= r.have.count_ones(..) > 0;
-        self.fail(root, FetchError::Cancelled);
     }
 }
 
