@@ -548,11 +548,7 @@ impl Joined {
             let leaves: Vec<_> = run.iter().map(|leaf| manifest.leaves()[*leaf as usize]).collect();
             store.read_runs(&leaves)
         });
-        match read.await {
-            Ok(Ok(runs)) => Ok(runs),
-            Ok(Err(error)) => Err(Stop::Failed(Arc::new(error.into()))),
-            Err(_) => Err(Stop::Failed(Arc::new(FetchError::ShuttingDown))),
-        }
+        read.await.map_err(|_| Stop::Failed(Arc::new(FetchError::ShuttingDown)))
     }
 
     /// Hands over what is wanted of a part, and moves on behind it.
