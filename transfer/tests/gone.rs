@@ -7,6 +7,7 @@ mod common;
 
 use common::{LIMIT, Listener, Peer, finish, noise};
 use shoal_content::{Cid, Manifest};
+use shoal_store::Scrub;
 use shoal_transfer::{
     FetchEvent, FetchInto, FetchRequest, PeerAddr, Rates,
     wire::{LeafSet, Message},
@@ -42,8 +43,15 @@ async fn what_an_edit_a_cut_or_a_removal_takes_is_told_and_what_a_repair_brings_
     seeder.store.read(&manifest.leaves()[5].cid).unwrap_err();
     let without: BTreeSet<u32> = (0..count).filter(|leaf| *leaf != 5).collect();
     early.until("5 is gone", |told| *told == without).await;
+    // So does a scrub.
+    file.write_all_at(b"nor this", manifest.places(7)[0].offset).unwrap();
+    let store = seeder.store.clone();
+    let scrubbed = tokio::task::spawn_blocking(move || store.scrub(&Scrub::default(), &mut |_| {})).await.unwrap();
+    assert_eq!(scrubbed.unwrap().bad, 1);
+    let without: BTreeSet<u32> = without.into_iter().filter(|leaf| *leaf != 7).collect();
+    early.until("7 is gone", |told| *told == without).await;
     let mut late = Listener::join(&seeder.addr(), root).await;
-    late.until("all but 5 are there", |told| told.len() == without.len()).await;
+    late.until("all but these are there", |told| told.len() == without.len()).await;
     assert!(late.told == without && late.dont_haves == 0);
 
     // A cut: whoever asks for one of the leaves behind it has all of them told.

@@ -32,8 +32,10 @@ const WRITER_QUEUE: usize = 8;
 /// beginning of an answer before the end of the one before. Whoever mixes more answers stalls by its own fault.
 const LEAVES_READ_AT_ONCE: usize = 2;
 
-/// How the reason of a connection ends that the peer is to blame for.
+/// How the reason begins of an end that the peer is to blame for.
 pub(super) const PROTOCOL_FAULT: &str = "protocol fault";
+/// Why a connection ends whose peer says nothing. It may be far away, or busy.
+pub(super) const SILENT: &str = "stalled: it said no hello in time";
 
 /// What the tasks of a connection share.
 #[derive(Debug)]
@@ -148,7 +150,7 @@ async fn read_control(id: LinkId, connection: &Connection, shared: &LinkShared, 
     let mut stream = match stream {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return closed_by(&error),
-        Err(_) => return format!("{PROTOCOL_FAULT}: no hello"),
+        Err(_) => return SILENT.into(),
     };
     let mut decoder = Decoder::default();
     let mut greeted = false;

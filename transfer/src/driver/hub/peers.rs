@@ -2,7 +2,7 @@
 //! beyond telling its core what a peer has.
 
 use super::*;
-use crate::driver::link::PROTOCOL_FAULT;
+use crate::driver::link::{PROTOCOL_FAULT, SILENT};
 use shoal_content::Manifest;
 use shoal_net::CLOSE_NORMAL;
 
@@ -15,7 +15,7 @@ const TOLL_LEAST: u64 = 1 << 16;
 const TOLL_NEWCOMER: u64 = 1 << 10;
 
 /// What a peer hears that told lies before.
-const BANNED: &[u8] = b"refused: you sent wrong bytes or broke the protocol";
+const BANNED: &str = "refused: you sent wrong bytes or broke the protocol";
 
 impl Hub {
     pub(super) fn add_peers(&mut self, root: Cid, peers: Vec<PeerAddr>, pause: Duration) {
@@ -75,7 +75,7 @@ impl Hub {
             self.dials = self.dials.saturating_sub(1);
         }
         if self.bans.holds(&peer, self.origin.elapsed()) {
-            return connection.close(CLOSE_NORMAL, BANNED);
+            return connection.close(CLOSE_NORMAL, BANNED.as_bytes());
         }
         self.roots.values_mut().for_each(|r| r.reached(&peer));
         if let Some(old) = self.by_peer.get(&peer).copied() {
@@ -177,13 +177,17 @@ impl Hub {
         }
         for r in self.roots.values_mut() {
             // a peer that was dialled for a fetch and broke the protocol before it took part is named as well
-            if why.starts_with(PROTOCOL_FAULT)
+            if (why.starts_with(PROTOCOL_FAULT) || why == SILENT)
                 && let Some(f) = &mut r.fetch
                 && r.book.remove(&peer).is_some()
             {
                 f.blame(peer, why.to_owned());
             }
             r.failed(peer, now);
+            if why.ends_with(BANNED) {
+                // it will not listen soon
+                r.book.remove(&peer);
+            }
         }
     }
 
