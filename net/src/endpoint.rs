@@ -156,6 +156,11 @@ impl Endpoint {
         self.shared.counters.snapshot(self.shared.table.open())
     }
 
+    /// Bytes that remotes acknowledged since [`bind`], over all connections, of both protocols: what the uplink carried.
+    pub fn bytes_acknowledged(&self) -> u64 {
+        self.shared.configs.acknowledged()
+    }
+
     /// Opens a data-plane connection to a peer at an address, from the shared port. Someone else answering there is an
     /// error before a byte of ours is readable to them.
     ///

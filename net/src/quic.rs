@@ -6,10 +6,7 @@ use quinn::{
 };
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -77,8 +74,7 @@ fn before_alpn(limits: &Limits) -> AlpnLimits {
 pub(crate) struct Configs {
     tls: Tls,
     config: NetConfig,
-    /// Set once: see [`Configs::let_all_go`].
-    closing: Arc<AtomicBool>,
+    flow: Arc<congestion::EndpointFlow>,
     clients: Mutex<BTreeMap<(Alpn, u16), Arc<TransportConfig>>>,
     servers: Mutex<BTreeMap<u16, Arc<ServerConfig>>>,
 }
@@ -86,7 +82,7 @@ pub(crate) struct Configs {
 impl Configs {
     pub(crate) fn new(tls: Tls, config: NetConfig) -> Result<Self, BindError> {
         check(&config)?;
-        Ok(Configs { tls, config, closing: Arc::default(), clients: Mutex::default(), servers: Mutex::default() })
+        Ok(Configs { tls, config, flow: Arc::default(), clients: Mutex::default(), servers: Mutex::default() })
     }
 
     /// What the endpoint announces before any connection exists.
@@ -131,7 +127,12 @@ impl Configs {
 
     /// Lets the last packets of all connections pass their congestion controllers.
     pub(crate) fn let_all_go(&self) {
-        self.closing.store(true, Relaxed);
+        self.flow.yields.store(true, Relaxed);
+    }
+
+    /// Bytes acknowledged by all remotes together.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.flow.acknowledged.load(Relaxed)
     }
 
     /// Gives an inbound connection what its protocol allows.
@@ -174,7 +175,7 @@ impl Configs {
             search.black_hole_cooldown(BLACK_HOLE_COOLDOWN);
             search
         }));
-        t.congestion_controller_factory(congestion::Factory::new(*congestion, bound, self.closing.clone()));
+        t.congestion_controller_factory(congestion::Factory::new(*congestion, bound, self.flow.clone()));
         if let Some(packets) = ack_every {
             let mut ack = AckFrequencyConfig::default();
             ack.ack_eliciting_threshold(VarInt::from_u32(packets.saturating_sub(1)));

@@ -57,8 +57,6 @@ pub struct Fluid {
     free: Vec<FlowId>,
     dirty: VecDeque<LinkId>,
     due: BinaryHeap<Reverse<(u64, FlowId, u32)>>,
-    /// Uplinks on which a flow became slower or ended.
-    eased: Vec<LinkId>,
 }
 
 impl Fluid {
@@ -66,20 +64,6 @@ impl Fluid {
     pub fn link(&mut self, capacity: f64) -> LinkId {
         self.links.push(Link { capacity, level: f64::INFINITY, flows: vec![], queued: false });
         (self.links.len() - 1) as LinkId
-    }
-
-    /// Takes out the uplinks that may have room now, because flows on them are held up elsewhere.
-    pub fn eased(&mut self) -> Vec<LinkId> {
-        let mut eased = std::mem::take(&mut self.eased);
-        eased.sort_unstable();
-        eased.dedup();
-        eased
-    }
-
-    /// Whether a link could carry a good deal more than it does, by the shares of the last [`settle`](Self::settle).
-    pub fn has_room(&self, link: LinkId) -> bool {
-        let (used, capacity) = self.load(link);
-        used < 0.97 * capacity
     }
 
     /// What a link carries and what it can carry, bytes per second.
@@ -239,9 +223,6 @@ impl Fluid {
             if rate != self.flows[*flow as usize].rate {
                 self.advance(now, *flow);
                 let f = &mut self.flows[*flow as usize];
-                if rate < f.rate && f.down == id {
-                    self.eased.push(f.up);
-                }
                 f.rate = rate;
                 self.schedule(*flow);
             }

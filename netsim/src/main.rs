@@ -87,11 +87,8 @@ struct Run {
     #[arg(long)]
     degree: Option<usize>,
     /// Requests of one peer that a peer answers at the same time.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     per_connection: usize,
-    /// Requests that a peer answers at the same time.
-    #[arg(long)]
-    at_once: Option<usize>,
     /// Peers that a peer serves at the same time.
     #[arg(long)]
     slots: Option<usize>,
@@ -112,10 +109,8 @@ fn main() -> anyhow::Result<()> {
 
 /// Every scenario with three seeds; the row is the run with the median ratio.
 fn bench(most_peers: usize) {
-    println!(
-        "| scenario | N | serving | T/T* (seeds) | bound | seed sent | duplicates | uplinks used | seed of the row |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("| scenario | N | T/T* (seeds) | bound | seed sent | duplicates | uplinks used | seed of the row |");
+    println!("|---|---|---|---|---|---|---|---|");
     for (name, options) in suite() {
         if options.peers > most_peers {
             continue;
@@ -124,12 +119,8 @@ fn bench(most_peers: usize) {
         runs.sort_by(|a, b| a.ratio().total_cmp(&b.ratio()));
         let all: Vec<String> = runs.iter().map(|r| format!("{:.2}", r.ratio())).collect();
         let r = &runs[1];
-        let serving = match options.serving.answers_at_once {
-            usize::MAX => String::from("all at once"),
-            n => format!("{n} at once"),
-        };
         println!(
-            "| {name} | {} | {serving} | **{:.2}** ({}) | {} | {:.2} | {:.2} % | {:.0} % | {} |",
+            "| {name} | {} | **{:.2}** ({}) | {} | {:.2} | {:.2} % | {:.0} % | {} |",
             r.peers,
             r.ratio(),
             all.join(", "),
@@ -168,7 +159,6 @@ impl Run {
                 swarm: swarm.clone(),
                 trace: self.trace,
                 serving: Serving {
-                    answers_at_once: self.at_once.unwrap_or(usize::MAX),
                     upload_slots: self.slots.unwrap_or(usize::MAX),
                     answers_per_connection: self.per_connection,
                     policy: if self.reciprocal { Policy::Reciprocal } else { Policy::Cooperative },

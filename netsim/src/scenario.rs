@@ -36,8 +36,6 @@ pub struct PeerPlan {
 pub struct Serving {
     /// Requests of one peer that are answered at the same time.
     pub answers_per_connection: usize,
-    /// Requests of all peers that are answered at the same time; the others wait in the order they came.
-    pub answers_at_once: usize,
     /// Interested peers that are served at the same time; the others are choked.
     pub upload_slots: usize,
     /// For whom it works.
@@ -46,12 +44,7 @@ pub struct Serving {
 
 impl Default for Serving {
     fn default() -> Self {
-        Serving {
-            answers_per_connection: 2,
-            answers_at_once: usize::MAX,
-            upload_slots: usize::MAX,
-            policy: Policy::Cooperative,
-        }
+        Serving { answers_per_connection: 1, upload_slots: usize::MAX, policy: Policy::Cooperative }
     }
 }
 
@@ -203,17 +196,12 @@ fn share(n: usize, share: f64) -> usize {
     (n as f64 * share).round() as usize
 }
 
-/// The scenarios of docs/benchmarks.md: 134 MB at 80 Mbit/s, 5 ms one way. "All at once" is how the driver serves; "8 at
-/// once" is an uplink that takes requests in turns.
+/// The scenarios of docs/benchmarks.md: 134 MB at 80 Mbit/s, 5 ms one way.
 pub fn suite() -> Vec<(&'static str, Options)> {
-    let turns = Serving { answers_per_connection: 1, answers_at_once: 8, ..Serving::default() };
     let base = Options::default();
     let mut suite = vec![];
     for peers in [1, 2, 8, 10, 24, 50, 100, 1000] {
         suite.push(("equal links", Options { peers, ..base.clone() }));
-        if peers >= 10 {
-            suite.push(("equal links", Options { peers, serving: turns, ..base.clone() }));
-        }
     }
     for peers in [10, 24, 50] {
         let base = Options { peers, ..base.clone() };

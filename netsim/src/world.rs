@@ -1,7 +1,7 @@
 //! The simulated swarm: peers that run the product's scheduler core, and what its driver does around it, as events in time.
 //!
 //! As in the driver: a peer joins, learns the tree and the others from the seed, announces a leaf once it is whole,
-//! asks in batches that are answered in order, at most so many of one connection at a time; connections share an uplink
+//! asks in batches that are answered in turns, which end when the last byte was acknowledged; connections share an uplink
 //! evenly; a cancelled request stops when the word reaches the server. `serving` is the serving side, `results` what it came
 //! to. Never here: a decision of the scheduler.
 
@@ -18,6 +18,7 @@ use fixedbitset::FixedBitSet;
 use shoal_transfer::{
     choke::{Account, Choker, Policy, Verdict},
     swarm::{Action, BatchId, PeerIx, Swarm, SwarmConfig},
+    turns::{TurnId, Turns},
 };
 use std::{
     cmp::Reverse,
@@ -84,13 +85,20 @@ enum Event {
         to: u32,
         yes: bool,
     },
+    /// The last byte of an answer was acknowledged.
+    Acknowledged {
+        server: u32,
+        turn: TurnId,
+    },
     Timer(u32),
     ChokeTimer(u32),
+    TurnTimer(u32),
 }
 
 /// An answer that is being sent.
 #[derive(Debug)]
 struct Answer {
+    turn: TurnId,
     batch: BatchId,
     leaves: Vec<u32>,
     at: usize,
@@ -104,6 +112,8 @@ struct Answer {
 struct Conn {
     flow: Option<FlowId>,
     waiting: VecDeque<(BatchId, Vec<u32>)>,
+    /// Requests that wait for their turn.
+    turning: BTreeMap<TurnId, (BatchId, Vec<u32>)>,
     active: Vec<Answer>,
 }
 
@@ -120,9 +130,10 @@ struct Node {
     timer: u64,
     done_at: Option<u64>,
     conns: BTreeMap<u32, Conn>,
-    /// Clients with a request that waits for a turn, in order.
-    queue: VecDeque<u32>,
-    answering: usize,
+    turns: Turns<u32>,
+    /// Whose turn that is.
+    clients: BTreeMap<TurnId, u32>,
+    turn_timer: u64,
     choker: Choker<u32>,
     choke_timer: u64,
     choked: BTreeSet<u32>,
@@ -196,8 +207,9 @@ impl World {
                     timer: u64::MAX,
                     done_at: None,
                     conns: BTreeMap::new(),
-                    queue: VecDeque::new(),
-                    answering: 0,
+                    turns: Turns::default(),
+                    clients: BTreeMap::new(),
+                    turn_timer: u64::MAX,
                     choker: Choker::new(options.serving.upload_slots, options.serving.policy),
                     choke_timer: u64::MAX,
                     choked: BTreeSet::new(),
@@ -263,14 +275,6 @@ impl World {
                 self.handle(event);
             }
             self.fluid.settle(self.now);
-            if self.serving.answers_at_once < self.nodes.len() {
-                for uplink in self.fluid.eased() {
-                    // links are numbered in pairs
-                    if !self.nodes[uplink as usize / 2].queue.is_empty() {
-                        self.answer_next(uplink / 2);
-                    }
-                }
-            }
         }
         self.outcome()
     }
@@ -320,6 +324,8 @@ impl World {
                     self.drive(to);
                 }
             }
+            Event::Acknowledged { server, turn } => self.turn_ended(server, turn),
+            Event::TurnTimer(node) => self.turn_timer(node),
             Event::Timer(node) => self.timer(node),
             Event::ChokeTimer(node) => {
                 self.nodes[node as usize].choke_timer = u64::MAX;
@@ -420,12 +426,12 @@ impl World {
         let node = &mut self.nodes[server as usize];
         node.choked.remove(&client);
         let Some(conn) = node.conns.remove(&client) else { return };
-        node.answering -= conn.active.len();
-        node.queue.retain(|c| *c != client);
         if let Some(flow) = conn.flow {
             self.fluid.stop(flow);
         }
-        self.answer_next(server);
+        for turn in conn.turning.into_keys().chain(conn.active.into_iter().map(|answer| answer.turn)) {
+            self.turn_ended(server, turn);
+        }
     }
 
     // ---- fetching ----

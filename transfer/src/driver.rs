@@ -1,9 +1,9 @@
-//! The driver: tasks that run the cores over `net` and `store`. Thin where it can be: decisions live in `swarm` and
-//! `choke`, formats in `wire`.
+//! The driver: tasks that run the cores over `net` and `store`. Thin where it can be: decisions live in `swarm`,
+//! `choke` and `turns`, formats in `wire`.
 //!
 //! `hub` is one task that owns all state; everything else sends it [`Input`]s. `link` is a connection's three tasks,
-//! `serve` answers requests, `batch` runs one, `resolve` gets a root's nodes, `fetch` is the life of one fetch, `read` that of
-//! one reader, `stock` finds out which leaves are here.
+//! `serve` answers requests, in turns by `uplink`, `batch` runs one, `resolve` gets a root's nodes, `fetch` is the life of
+//! one fetch, `read` that of one reader, `stock` finds out which leaves are here.
 
 mod bans;
 mod batch;
@@ -17,6 +17,7 @@ mod serve;
 mod stock;
 mod thrift;
 mod throttle;
+mod uplink;
 
 use crate::{
     api::{

@@ -14,7 +14,7 @@ use std::{
     any::Any,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
 };
@@ -27,16 +27,24 @@ const INITIAL_DATAGRAMS: u64 = 4;
 /// A window that no flight fills. quinn also stops pacing above 4 GiB.
 const OPEN: u64 = u64::MAX / 2;
 
+/// What the controllers of an endpoint share.
+#[derive(Debug, Default)]
+pub(crate) struct EndpointFlow {
+    /// Set when the whole endpoint closes.
+    pub(crate) yields: AtomicBool,
+    /// Bytes that were acknowledged, of packets that congestion control counts.
+    pub(crate) acknowledged: AtomicU64,
+}
+
 /// Builds the controllers of one kind of connection.
 pub(crate) struct Factory {
     inner: Arc<dyn ControllerFactory + Send + Sync>,
-    /// Set when the whole endpoint closes.
-    endpoint_yields: Arc<AtomicBool>,
+    endpoint: Arc<EndpointFlow>,
 }
 
 impl Factory {
     /// `payload` is the route's largest datagram.
-    pub(crate) fn new(kind: Congestion, payload: u16, endpoint_yields: Arc<AtomicBool>) -> Arc<Self> {
+    pub(crate) fn new(kind: Congestion, payload: u16, endpoint: Arc<EndpointFlow>) -> Arc<Self> {
         let window = INITIAL_WINDOW.max(INITIAL_DATAGRAMS * u64::from(payload));
         let inner: Arc<dyn ControllerFactory + Send + Sync> = match kind {
             Congestion::Cubic => {
@@ -53,7 +61,7 @@ impl Factory {
                 Arc::new(config)
             }
         };
-        Arc::new(Factory { inner, endpoint_yields })
+        Arc::new(Factory { inner, endpoint })
     }
 }
 
@@ -69,7 +77,7 @@ impl ControllerFactory for Factory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         Box::new(Yielding {
             inner: self.inner.clone().build(now, current_mtu),
-            endpoint_yields: self.endpoint_yields.clone(),
+            endpoint: self.endpoint.clone(),
             yields: Arc::default(),
         })
     }
@@ -85,7 +93,7 @@ pub(crate) fn let_go(connection: &quinn::Connection) {
 /// A controller that can be told to step aside.
 struct Yielding {
     inner: Box<dyn Controller>,
-    endpoint_yields: Arc<AtomicBool>,
+    endpoint: Arc<EndpointFlow>,
     /// Shared by the clones that quinn hands out, which is how the flag is reached from outside.
     yields: Arc<AtomicBool>,
 }
@@ -96,6 +104,7 @@ impl Controller for Yielding {
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        self.endpoint.acknowledged.fetch_add(bytes, Relaxed);
         self.inner.on_ack(now, sent, bytes, app_limited, rtt);
     }
 
@@ -112,7 +121,7 @@ impl Controller for Yielding {
     }
 
     fn window(&self) -> u64 {
-        if self.yields.load(Relaxed) || self.endpoint_yields.load(Relaxed) { OPEN } else { self.inner.window() }
+        if self.yields.load(Relaxed) || self.endpoint.yields.load(Relaxed) { OPEN } else { self.inner.window() }
     }
 
     fn metrics(&self) -> ControllerMetrics {
@@ -122,7 +131,7 @@ impl Controller for Yielding {
     fn clone_box(&self) -> Box<dyn Controller> {
         Box::new(Yielding {
             inner: self.inner.clone_box(),
-            endpoint_yields: self.endpoint_yields.clone(),
+            endpoint: self.endpoint.clone(),
             yields: self.yields.clone(),
         })
     }
@@ -142,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_window_opens_for_one_connection_or_for_all() {
-        let all = Arc::new(AtomicBool::new(false));
+        let all = Arc::new(EndpointFlow::default());
         for kind in [Congestion::Tide, Congestion::Cubic, Congestion::Bbr, Congestion::NewReno] {
             let factory = Factory::new(kind, 1_472, all.clone());
             let build = || factory.clone().build(Instant::now(), 1_200);
@@ -151,9 +160,9 @@ mod tests {
             one.clone_box().into_any().downcast::<Yielding>().unwrap().yields.store(true, Relaxed);
             assert_eq!(one.window(), OPEN);
             assert!(other.window() < OPEN);
-            all.store(true, Relaxed);
+            all.yields.store(true, Relaxed);
             assert_eq!(other.window(), OPEN);
-            all.store(false, Relaxed);
+            all.yields.store(false, Relaxed);
         }
     }
 

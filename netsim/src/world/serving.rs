@@ -15,8 +15,7 @@ impl World {
             return self.soon(Event::Refused { client, server, batch });
         }
         node.conns.entry(client).or_default().waiting.push_back((batch, leaves));
-        node.queue.push_back(client);
-        self.answer_next(server);
+        self.offer(server, client);
     }
 
     /// Brings `client`'s account with `server` up to date, where it matters.
@@ -40,35 +39,75 @@ impl World {
         self.choke(server, verdicts);
     }
 
+    /// Lets the next requests of `client` wait for their turn, as many as may be answered at the same time.
+    fn offer(&mut self, server: u32, client: u32) {
+        let now = Duration::from_nanos(self.now);
+        let node = &mut self.nodes[server as usize];
+        if let Some(conn) = node.conns.get_mut(&client) {
+            while conn.active.len() + conn.turning.len() < self.serving.answers_per_connection
+                && let Some((batch, leaves)) = conn.waiting.pop_front()
+            {
+                let bytes = leaves.iter().map(|leaf| u64::from(self.sizes[*leaf as usize])).sum();
+                let turn = node.turns.handle_request(now, client, bytes, leaves.iter().map(|leaf| u64::from(*leaf)));
+                node.clients.insert(turn, client);
+                conn.turning.insert(turn, (batch, leaves));
+            }
+        }
+        self.take_turns(server);
+    }
+
     /// Begins to answer what has a turn.
-    pub(super) fn answer_next(&mut self, server: u32) {
-        let mut at = 0;
-        // one more than that at a time, where those who are served do not fill the uplink
-        let mut more = self.fluid.has_room(self.nodes[server as usize].up);
+    fn take_turns(&mut self, server: u32) {
+        let now = Duration::from_nanos(self.now);
         loop {
             let node = &mut self.nodes[server as usize];
-            if node.answering >= self.serving.answers_at_once && !std::mem::take(&mut more) {
-                return;
-            }
-            let Some(client) = node.queue.get(at).copied() else { return };
-            let Some(conn) = node.conns.get_mut(&client).filter(|c| !c.waiting.is_empty()) else {
-                node.queue.remove(at);
-                continue;
-            };
-            if conn.active.len() >= self.serving.answers_per_connection {
-                at += 1;
-                continue;
-            }
-            node.queue.remove(at);
-            let Some((batch, leaves)) = conn.waiting.pop_front() else { continue };
-            let left = f64::from(self.sizes[leaves[0] as usize]);
-            node.answering += 1;
+            let Some(turn) = node.turns.poll_begin(now) else { break };
+            let Some(client) = node.clients.get(&turn).copied() else { continue };
+            let choked = node.choked.contains(&client);
             self.progress(server, client);
-            if let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) {
-                conn.active.push(Answer { batch, leaves, at: 0, left, untold: 0.0 });
+            let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) else { continue };
+            let Some((batch, leaves)) = conn.turning.remove(&turn) else { continue };
+            if choked {
+                self.soon(Event::Refused { client, server, batch });
+                self.turn_ended(server, turn);
+                continue;
             }
+            let left = f64::from(self.sizes[leaves[0] as usize]);
+            conn.active.push(Answer { turn, batch, leaves, at: 0, left, untold: 0.0 });
             self.aim(server, client);
         }
+        let node = &mut self.nodes[server as usize];
+        if let Some(at) = node.turns.poll_timeout() {
+            let at = (at.as_nanos() as u64).max(self.now + 1);
+            if at < node.turn_timer {
+                node.turn_timer = at;
+                self.at(at, Event::TurnTimer(server));
+            }
+        }
+    }
+
+    pub(super) fn turn_timer(&mut self, server: u32) {
+        let node = &mut self.nodes[server as usize];
+        if node.turn_timer > self.now {
+            return;
+        }
+        node.turn_timer = u64::MAX;
+        let clients: Vec<u32> = node.conns.keys().copied().collect();
+        for client in clients {
+            self.progress(server, client);
+            self.aim(server, client);
+        }
+        let node = &mut self.nodes[server as usize];
+        node.turns.handle_timeout(Duration::from_nanos(self.now), node.sent.round() as u64);
+        self.take_turns(server);
+    }
+
+    /// An answer is through, or is not wanted any more.
+    pub(super) fn turn_ended(&mut self, server: u32, turn: TurnId) {
+        let node = &mut self.nodes[server as usize];
+        node.turns.handle_ended(Duration::from_nanos(self.now), turn);
+        let Some(client) = node.clients.remove(&turn) else { return };
+        self.offer(server, client);
     }
 
     /// Books what a connection has moved.
@@ -111,6 +150,7 @@ impl World {
         if let Some(conn) = self.nodes[server as usize].conns.get(&client)
             && conn.active.is_empty()
             && conn.waiting.is_empty()
+            && conn.turning.is_empty()
         {
             self.nodes[server as usize].conns.remove(&client);
         }
@@ -139,10 +179,7 @@ impl World {
                 }
             }
         }
-        let before = conn.active.len();
-        conn.active.retain(|a| a.at < a.leaves.len());
-        let ended = before - conn.active.len();
-        self.nodes[server as usize].answering -= ended;
+        let ended: Vec<TurnId> = conn.active.extract_if(.., |a| a.at == a.leaves.len()).map(|a| a.turn).collect();
         self.aim(server, client);
         for (batch, leaf, bytes) in through {
             let at = self.now + self.latency + VERIFY_NS;
@@ -151,8 +188,11 @@ impl World {
         for batch in refused {
             self.at(self.now + self.latency + VERIFY_NS, Event::Refused { client, server, batch });
         }
-        if ended > 0 {
-            self.answer_next(server);
+        if !ended.is_empty() {
+            for turn in ended {
+                self.at(self.now + 2 * self.latency, Event::Acknowledged { server, turn });
+            }
+            self.offer(server, client);
         }
     }
 
@@ -160,11 +200,10 @@ impl World {
         self.progress(server, client);
         let Some(conn) = self.nodes[server as usize].conns.get_mut(&client) else { return };
         conn.waiting.retain(|(b, _)| *b != batch);
-        let before = conn.active.len();
-        conn.active.retain(|a| a.batch != batch);
-        let ended = before - conn.active.len();
-        self.nodes[server as usize].answering -= ended;
+        let turning = conn.turning.extract_if(.., |_, (b, _)| *b == batch).map(|(turn, _)| turn);
+        let active = conn.active.extract_if(.., |a| a.batch == batch).map(|a| a.turn);
+        let ended: Vec<TurnId> = turning.chain(active).collect();
         self.aim(server, client);
-        self.answer_next(server);
+        ended.into_iter().for_each(|turn| self.turn_ended(server, turn));
     }
 }

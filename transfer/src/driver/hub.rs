@@ -132,7 +132,8 @@ impl Hub {
         let throttle = Arc::new(Throttle::new(changes));
         let compress = config.compression != Compression::Off;
         let limits = config.limits.clone();
-        let server = Server::new(store.clone(), watching, throttle.clone(), limits, compress, inbox.clone());
+        let server =
+            Server::new(endpoint.clone(), store.clone(), watching, throttle.clone(), limits, compress, inbox.clone());
         let server = Arc::new(server);
         Hub {
             me: endpoint.peer_id(),

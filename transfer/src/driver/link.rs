@@ -9,7 +9,7 @@ use super::{
 };
 use crate::wire::{self, Decoder, Hello, Message, Packing, feature};
 use bytes::Bytes;
-use shoal_net::{CLOSE_NORMAL, Connection};
+use shoal_net::{CLOSE_NORMAL, Connection, PeerId};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -40,6 +40,7 @@ pub(super) const SILENT: &str = "stalled: it said no hello in time";
 /// What the tasks of a connection share.
 #[derive(Debug)]
 pub(super) struct LinkShared {
+    pub(super) peer: PeerId,
     /// Requests are refused while this is set.
     pub(super) choked: AtomicBool,
     /// Payload bytes sent.
@@ -63,6 +64,7 @@ pub(super) struct LinkShared {
 impl LinkShared {
     pub(super) fn new(connection: &Connection) -> Self {
         LinkShared {
+            peer: connection.peer(),
             choked: AtomicBool::new(false),
             bytes_out: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),

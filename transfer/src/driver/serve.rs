@@ -5,6 +5,7 @@ use super::{
     Input, Served,
     link::{self, LinkShared},
     throttle::{PIECE_BYTES, Throttle, Way},
+    uplink::Uplink,
 };
 use crate::{
     api::TransferLimits,
@@ -13,7 +14,7 @@ use crate::{
 use bytes::Bytes;
 use shoal_content::{Cid, Leaf, Manifest};
 use shoal_net::{
-    Connection,
+    Connection, Endpoint,
     quinn::{RecvStream, SendStream},
 };
 use shoal_store::Store;
@@ -50,6 +51,7 @@ pub(super) struct Server {
     /// Places for connections with wide windows, in both directions.
     wide: Arc<Semaphore>,
     throttle: Arc<Throttle>,
+    uplink: Uplink,
     limits: TransferLimits,
     compress: bool,
     inbox: mpsc::Sender<Input>,
@@ -60,6 +62,7 @@ struct Refusal(u32);
 
 impl Server {
     pub(super) fn new(
+        endpoint: Endpoint,
         store: Store,
         served: watch::Receiver<Served>,
         throttle: Arc<Throttle>,
@@ -70,7 +73,8 @@ impl Server {
         let permits = (limits.serve_bytes / PERMIT_BYTES).max(2 * GROUP_BYTES / PERMIT_BYTES);
         let wide = Arc::new(Semaphore::new(limits.wide_connections));
         let budget = Arc::new(Semaphore::new(permits));
-        Server { store, served, budget, budget_permits: permits as u32, wide, throttle, limits, compress, inbox }
+        let (uplink, budget_permits) = (Uplink::new(endpoint), permits as u32);
+        Server { store, served, budget, budget_permits, wide, throttle, uplink, limits, compress, inbox }
     }
 
     /// Lets more be in flight on a connection whose path is long.
@@ -81,7 +85,7 @@ impl Server {
     /// Answers until the connection ends. Dropping it stops all answers of the connection.
     pub(super) async fn answer_all(self: &Arc<Self>, connection: &Connection, shared: &Arc<LinkShared>) -> String {
         let mut answers = JoinSet::new();
-        let turns = Arc::new(Semaphore::new(self.limits.answers_per_connection));
+        let places = Arc::new(Semaphore::new(self.limits.answers_per_connection));
         loop {
             tokio::select! {
                 stream = connection.quinn().accept_bi(), if answers.len() < self.limits.requests_per_connection => {
@@ -90,8 +94,8 @@ impl Server {
                         Err(error) => return format!("connection lost: {error}"),
                     };
                     self.widen(connection, shared);
-                    let (server, shared, turns) = (self.clone(), shared.clone(), turns.clone());
-                    answers.spawn(async move { server.answer(send, recv, &shared, &turns).await });
+                    let (server, shared, places) = (self.clone(), shared.clone(), places.clone());
+                    answers.spawn(async move { server.answer(send, recv, &shared, &places).await });
                 }
                 Some(ended) = answers.join_next(), if !answers.is_empty() => {
                     if let Err(error) = ended && error.is_panic() {
@@ -102,8 +106,8 @@ impl Server {
         }
     }
 
-    async fn answer(&self, mut send: SendStream, mut recv: RecvStream, shared: &LinkShared, turns: &Semaphore) {
-        if let Err(Refusal(code)) = self.try_answer(&mut send, &mut recv, shared, turns).await {
+    async fn answer(&self, mut send: SendStream, mut recv: RecvStream, shared: &LinkShared, places: &Semaphore) {
+        if let Err(Refusal(code)) = self.try_answer(&mut send, &mut recv, shared, places).await {
             // fails only where the requester has already stopped the stream
             let _stopped = send.reset(code.into());
         }
@@ -114,12 +118,12 @@ impl Server {
         send: &mut SendStream,
         recv: &mut RecvStream,
         shared: &LinkShared,
-        turns: &Semaphore,
+        places: &Semaphore,
     ) -> Result<(), Refusal> {
         let head = tokio::time::timeout(HEAD_TIMEOUT, recv.read_to_end(MAX_FRAME_BYTES)).await;
         let Ok(Ok(head)) = head else { return Err(Refusal(code::PROTOCOL)) };
         let request = Request::decode(&head).map_err(|_| Refusal(code::PROTOCOL))?;
-        let _turn = turns.acquire().await.map_err(|_| Refusal(code::FAILED))?;
+        let place = places.acquire().await.map_err(|_| Refusal(code::FAILED))?;
         match request {
             Request::Nodes { root, packing, skip } => {
                 let manifest = self.manifest(&root)?;
@@ -146,7 +150,21 @@ impl Server {
             }
             Request::Leaves { root, packing, leaves } => {
                 let manifest = self.manifest(&root)?;
-                self.send_leaves(send, &manifest, &leaves, self.allowed(packing, shared), shared).await
+                let packing = self.allowed(packing, shared);
+                let (bytes, keys) = looks(&root, &manifest, &leaves)?;
+                let turn = tokio::select! {
+                    turn = self.uplink.turn(shared.peer, bytes, keys) => turn,
+                    _ = send.stopped() => return Err(Refusal(code::CANCELLED)),
+                };
+                let sending = async {
+                    self.send_leaves(send, &manifest, &leaves, packing, shared).await?;
+                    send.finish().map_err(|_| Refusal(code::CANCELLED))?;
+                    drop(place);
+                    // until it has arrived, or nobody wants it any more, or its reader takes nothing
+                    let _over = tokio::time::timeout(self.limits.idle_answer, send.stopped()).await;
+                    Ok(())
+                };
+                return turn.during(sending).await;
             }
         }?;
         send.finish().map_err(|_| Refusal(code::CANCELLED))
@@ -208,12 +226,7 @@ impl Server {
         packing: Packing,
         shared: &LinkShared,
     ) -> Result<(), Refusal> {
-        let ranges = leaves.ranges();
-        let known = manifest.leaves().len() as u32;
-        if ranges.last().is_some_and(|r| r.end > known) {
-            return Err(Refusal(code::PROTOCOL));
-        }
-        let mut rest = ranges.into_iter().flatten().peekable();
+        let mut rest = leaves.ranges().into_iter().flatten().peekable();
         let mut ready = None;
         loop {
             let level = shared.level(packing);
@@ -307,6 +320,17 @@ impl Server {
         shared.thrift().sent(all, began.elapsed());
         Ok(())
     }
+}
+
+/// What the uplink is told of an answer: its bytes, and numbers that tell its leaves apart from those of other roots.
+fn looks(root: &Cid, manifest: &Manifest, leaves: &LeafSet) -> Result<(u64, impl Iterator<Item = u64>), Refusal> {
+    let ranges = leaves.ranges();
+    let lens =
+        ranges.iter().cloned().flatten().map(|leaf| manifest.leaves().get(leaf as usize).map(|l| u64::from(l.len)));
+    let bytes = lens.sum::<Option<u64>>().ok_or(Refusal(code::PROTOCOL))?;
+    // a digest's end is as good as random
+    let tag = root.key().rchunks_exact(8).next().and_then(|c| c.try_into().ok()).map_or(0, u64::from_le_bytes);
+    Ok((bytes, ranges.into_iter().flatten().map(move |leaf| tag.wrapping_add(leaf.into()))))
 }
 
 /// What is sent of some items, and what came of the attempt to make it smaller.

@@ -1,0 +1,571 @@
+//! Whose answers an uplink carries at once, and which comes next. Sans-IO.
+//!
+//! Of many answers that share an uplink all come late, and until then nobody can pass anything on. Taken in turns, each is
+//! through in a fraction of that time, and the uplink carries as much, as long as those who have a turn fill it. How many
+//! that takes is Little's law (1961), as BBR has it for packets: what the uplink carries at most, divided by what an answer
+//! gets where few are under way. The first is the largest of recent rates; for the second only a few are let through now
+//! and then. So it follows from how fast and how far away the readers are, and a machine that is busy with other things is
+//! not taken for readers that are slow.
+//!
+//! Of the answers that wait, those come first whose leaves were sent the fewest times: what is rare multiplies soonest.
+//! Bytes, streams and clocks are not known here.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+/// Answers under way at least, and peers that need no turns. A turn ends when all of it is acknowledged, and readers are
+/// busy with others now and then: fewer leave gaps.
+pub const LEAST: usize = 8;
+/// Rates are measured over so long; shorter spans measure the scheduler of the machine.
+const SPAN: Duration = Duration::from_millis(200);
+/// More are let through than what was carried needs, by this factor, so that an uplink that can carry more is found out.
+const GAIN: f64 = 1.5;
+/// What was carried at most is forgotten after one to two of these.
+const MEMORY: Duration = Duration::from_secs(5);
+/// A rate has settled when it is less than so many times the one before.
+const SETTLED: f64 = 1.25;
+/// What an answer gets where few are under way is measured so often;
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// or as soon as this, where less than this part of what was carried once is, for so many spans in a row.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const SHORT: f64 = 0.7;
+const SHORT_SPANS: u32 = 5;
+/// It is given up after so long: some answers take longer than that.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+/// A turn is over after so many times what it should take; within bounds, and before that is known.
+const PATIENCE: f64 = 2.0;
+const LEAST_TURN: Duration = Duration::from_millis(300);
+const MOST_TURN: Duration = Duration::from_secs(3);
+const FIRST_TURN: Duration = Duration::from_secs(1);
+/// An answer that has waited for so long begins without a turn: a reader that hears nothing for two seconds takes its work
+/// elsewhere. Where all are so late, the uplink is shared by all.
+const OVERDUE: Duration = Duration::from_millis(1_500);
+/// An answer is as rare as the rarest of so many of its leaves.
+const LEAVES_LOOKED_AT: usize = 8;
+/// Leaves of which it is known how often they were sent: the last so many, to twice as many.
+const LEAVES_REMEMBERED: usize = 1 << 15;
+
+/// An answer's number; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TurnId(pub u64);
+
+/// Says when answers may begin. `P` tells peers apart.
+///
+/// Call [`handle_request`](Self::handle_request) when there is something to answer, [`handle_ended`](Self::handle_ended)
+/// when that is over, and [`handle_timeout`](Self::handle_timeout) at [`poll_timeout`](Self::poll_timeout); after each,
+/// [`poll_begin`](Self::poll_begin) until it gives `None`. Times must not go backwards. What it holds is bounded by whoever
+/// calls: a place for each answer that has not ended, and some 65,536 counts of leaves.
+#[derive(Debug)]
+pub struct Turns<P> {
+    next: u64,
+    waiting: Vec<Waiting<P>>,
+    /// Answers that were begun and have not ended.
+    sending: BTreeMap<TurnId, Sending<P>>,
+    /// Of these, how many have a turn: those for which it is not over.
+    turns: usize,
+    /// For each peer, answers that have not ended, and how many of them have a turn.
+    peers: BTreeMap<P, (usize, usize)>,
+    recent: Recent,
+    span: Span,
+    /// Bytes per second carried at most: of late, since `peaks_since`, and in the time before.
+    peaks: (f64, f64),
+    peaks_since: Duration,
+    /// Bytes per second that an answer gets where few are under way, and when that was measured.
+    each: Option<f64>,
+    each_at: Duration,
+    /// It is being measured since then: few are let through.
+    looking: Option<Duration>,
+    /// The rate of the last span, if few were under way.
+    before: Option<f64>,
+    /// Spans in a row in which little was carried.
+    short_spans: u32,
+}
+
+#[derive(Debug)]
+struct Waiting<P> {
+    id: TurnId,
+    peer: P,
+    since: Duration,
+    bytes: u64,
+    /// The first few.
+    leaves: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Sending<P> {
+    peer: P,
+    /// When its turn is over; none once it is, or where it never had one.
+    until: Option<Duration>,
+}
+
+/// What is being measured.
+#[derive(Debug, Default)]
+struct Span {
+    since: Duration,
+    /// Bytes delivered before it.
+    delivered: u64,
+    /// Answers under way, times seconds, until `at`.
+    busy: f64,
+    at: Duration,
+}
+
+impl<P: Ord + Copy> Default for Turns<P> {
+    fn default() -> Self {
+        Turns {
+            next: 0,
+            waiting: vec![],
+            sending: BTreeMap::new(),
+            turns: 0,
+            peers: BTreeMap::new(),
+            recent: Recent::default(),
+            span: Span::default(),
+            peaks: (0.0, 0.0),
+            peaks_since: Duration::ZERO,
+            each: None,
+            each_at: Duration::ZERO,
+            looking: None,
+            before: None,
+            short_spans: 0,
+        }
+    }
+}
+
+impl<P: Ord + Copy> Turns<P> {
+    /// An answer of `bytes` to `peer` waits. `leaves` are numbers that tell its leaves apart from all others.
+    pub fn handle_request(
+        &mut self,
+        now: Duration,
+        peer: P,
+        bytes: u64,
+        leaves: impl IntoIterator<Item = u64>,
+    ) -> TurnId {
+        let id = TurnId(self.next);
+        self.next += 1;
+        let leaves = leaves.into_iter().take(LEAVES_LOOKED_AT).collect();
+        self.waiting.push(Waiting { id, peer, since: now, bytes, leaves });
+        self.peers.entry(peer).or_default().0 += 1;
+        id
+    }
+
+    /// The next answer that may begin.
+    pub fn poll_begin(&mut self, now: Duration) -> Option<TurnId> {
+        let free = self.turns < self.limit() || self.peers.len() <= LEAST;
+        let order = |w: &Waiting<P>| {
+            let has_turn = self.peers.get(&w.peer).is_some_and(|(_, turns)| *turns > 0);
+            let sent = w.leaves.iter().map(|leaf| self.recent.count(*leaf)).min().unwrap_or(0);
+            // those who are overdue, and others with the same count, in the order they came
+            (has_turn, if w.since + OVERDUE <= now { None } else { Some(sent) }, w.id)
+        };
+        let may = self.waiting.iter().enumerate().filter(|(_, w)| free || w.since + OVERDUE <= now);
+        let (at, _) = may.min_by_key(|(_, w)| order(w))?;
+        let next = self.waiting.swap_remove(at);
+        next.leaves.iter().for_each(|leaf| self.recent.add(*leaf));
+        self.account(now);
+        let usual = self.each.and_then(|each| Duration::try_from_secs_f64(PATIENCE * next.bytes as f64 / each).ok());
+        let turn = usual.map_or(FIRST_TURN, |usual| usual.clamp(LEAST_TURN, MOST_TURN));
+        self.sending.insert(next.id, Sending { peer: next.peer, until: free.then_some(now + turn) });
+        if free && let Some((_, turns)) = self.peers.get_mut(&next.peer) {
+            self.turns += 1;
+            *turns += 1;
+        }
+        Some(next.id)
+    }
+
+    /// An answer was acknowledged as a whole, or is given up, begun or not.
+    pub fn handle_ended(&mut self, now: Duration, id: TurnId) {
+        let peer = if let Some(at) = self.waiting.iter().position(|w| w.id == id) {
+            self.waiting.swap_remove(at).peer
+        } else {
+            self.account(now);
+            let Some(ended) = self.sending.remove(&id) else { return };
+            if ended.until.is_some() {
+                self.turn_over(ended.peer);
+            }
+            ended.peer
+        };
+        if let Some((answers, _)) = self.peers.get_mut(&peer) {
+            *answers -= 1;
+            if *answers == 0 {
+                self.peers.remove(&peer);
+            }
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called; never while there are so few peers that all may go on.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        if self.sending.is_empty() || self.peers.len() <= LEAST {
+            return None;
+        }
+        let over = self.sending.values().filter_map(|s| s.until).min().filter(|_| !self.waiting.is_empty());
+        let overdue = self.waiting.iter().map(|w| w.since + OVERDUE).min();
+        over.into_iter().chain(overdue).chain([self.span.since + SPAN]).min()
+    }
+
+    /// Time has passed. `delivered`: bytes that were acknowledged so far, by all peers.
+    pub fn handle_timeout(&mut self, now: Duration, delivered: u64) {
+        self.account(now);
+        let over = self.sending.values_mut().filter(|s| s.until.is_some_and(|until| until <= now));
+        let over: Vec<P> = over
+            .map(|s| {
+                s.until = None;
+                s.peer
+            })
+            .collect();
+        over.into_iter().for_each(|peer| self.turn_over(peer));
+        let lasted = now.saturating_sub(self.span.since);
+        if lasted < SPAN {
+            return;
+        }
+        // a span in which the uplink was idle for long says nothing
+        if lasted < 4 * SPAN {
+            let seconds = lasted.as_secs_f64();
+            let rate = delivered.saturating_sub(self.span.delivered) as f64 / seconds;
+            self.measured(now, rate, self.span.busy / seconds);
+        }
+        self.span = Span { since: now, delivered, busy: 0.0, at: now };
+    }
+
+    /// How many turns there may be.
+    fn limit(&self) -> usize {
+        match self.each {
+            Some(each) if self.looking.is_none() => ((GAIN * self.peak() / each.max(1.0)) as usize).max(LEAST),
+            _ => LEAST,
+        }
+    }
+
+    /// What the uplink carried at most.
+    fn peak(&self) -> f64 {
+        self.peaks.0.max(self.peaks.1)
+    }
+
+    fn turn_over(&mut self, peer: P) {
+        self.turns -= 1;
+        if let Some((_, turns)) = self.peers.get_mut(&peer) {
+            *turns -= 1;
+        }
+    }
+
+    fn account(&mut self, now: Duration) {
+        self.span.busy += now.saturating_sub(self.span.at).as_secs_f64() * self.sending.len() as f64;
+        self.span.at = now;
+    }
+
+    /// In a span `rate` bytes per second were carried, with so many answers under way on average.
+    fn measured(&mut self, now: Duration, rate: f64, answers: f64) {
+        if now >= self.peaks_since + MEMORY {
+            let idle = now >= self.peaks_since + 2 * MEMORY;
+            self.peaks = (0.0, if idle { 0.0 } else { self.peaks.0 });
+            self.peaks_since = now;
+        }
+        self.peaks.0 = self.peaks.0.max(rate);
+        let few = answers > 0.5 && answers <= LEAST as f64 + 0.5;
+        let settled = few && self.before.is_some_and(|before| rate < SETTLED * before);
+        let given_up = self.looking.is_some_and(|since| since + LOOK_LIMIT <= now);
+        let short = rate < SHORT * self.peak();
+        if settled || given_up {
+            // where there is room, it does not matter how many there are
+            if settled || short || self.each.is_none() {
+                self.each = Some(rate.max(self.before.unwrap_or(0.0)) / answers.max(1.0));
+            }
+            self.each_at = now;
+            self.looking = None;
+        }
+        self.before = few.then_some(rate);
+        let wanted = !self.waiting.is_empty();
+        self.short_spans = if wanted && short { self.short_spans + 1 } else { 0 };
+        let after = if self.short_spans >= SHORT_SPANS { LOOK_AGAIN } else { LOOK_EVERY };
+        if wanted && self.looking.is_none() && (self.each.is_none() || self.each_at + after <= now) {
+            self.looking = Some(now);
+            self.before = None;
+        }
+    }
+}
+
+/// How often leaves were sent of late: two generations, of which the older one is forgotten when the newer one is full.
+#[derive(Debug, Default)]
+struct Recent {
+    /// Only looked up, never walked through: their order is chance.
+    new: HashMap<u64, u32>,
+    old: HashMap<u64, u32>,
+}
+
+impl Recent {
+    fn count(&self, leaf: u64) -> u32 {
+        let of = |map: &HashMap<u64, u32>| map.get(&leaf).copied().unwrap_or(0);
+        of(&self.new).saturating_add(of(&self.old))
+    }
+
+    fn add(&mut self, leaf: u64) {
+        let count = self.new.entry(leaf).or_default();
+        *count = count.saturating_add(1);
+        if self.new.len() >= LEAVES_REMEMBERED {
+            self.old = std::mem::take(&mut self.new);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+    const STEP: f64 = 0.001;
+
+    /// A reader that always wants more: what it takes at most, bytes per second, and its round trip.
+    #[derive(Clone, Copy)]
+    struct Reader {
+        rate: f64,
+        rtt: f64,
+        /// Bytes of its answers, on average.
+        answer: u64,
+    }
+
+    /// `many` readers of `mbit` each, at a round trip of so many milliseconds.
+    fn readers(many: usize, mbit: f64, rtt_ms: f64) -> Vec<Reader> {
+        vec![Reader { rate: mbit * 1e6 / 8.0, rtt: rtt_ms / 1e3, answer: 256 << 10 }; many]
+    }
+
+    struct Flow {
+        reader: usize,
+        id: TurnId,
+        left: f64,
+        /// When its last byte is acknowledged.
+        over: Option<f64>,
+    }
+
+    /// An uplink that its readers share evenly, as far as they take it.
+    struct Uplink {
+        turns: Turns<usize>,
+        readers: Vec<Reader>,
+        now: f64,
+        delivered: f64,
+        flows: Vec<Flow>,
+        /// Bytes of the answer that waits.
+        waits: Vec<Option<f64>>,
+        asked: u64,
+        most_at_once: usize,
+    }
+
+    impl Uplink {
+        fn new(readers: Vec<Reader>) -> Self {
+            let waits = vec![None; readers.len()];
+            let turns = Turns::default();
+            Uplink { turns, readers, now: 0.0, delivered: 0.0, flows: vec![], waits, asked: 0, most_at_once: 0 }
+        }
+
+        /// Runs on for so many seconds, with so many Mbit/s. Gives what part of it was used.
+        fn run(&mut self, seconds: f64, mbit: f64) -> f64 {
+            let (capacity, before, until) = (mbit * 1e6 / 8.0, self.delivered, self.now + seconds);
+            self.most_at_once = 0;
+            while self.now < until {
+                self.step(capacity);
+            }
+            (self.delivered - before) / (capacity * seconds)
+        }
+
+        fn step(&mut self, capacity: f64) {
+            self.now += STEP;
+            let now = Duration::from_secs_f64(self.now);
+            let mut open = self.flows.iter().filter(|f| f.over.is_none()).count();
+            let mut by_rate: Vec<usize> = (0..self.flows.len()).filter(|i| self.flows[*i].over.is_none()).collect();
+            by_rate.sort_by(|a, b| {
+                let rate = |i: &usize| self.readers[self.flows[*i].reader].rate;
+                rate(a).total_cmp(&rate(b))
+            });
+            let mut left = capacity * STEP;
+            for i in by_rate {
+                let flow = &mut self.flows[i];
+                let reader = self.readers[flow.reader];
+                let part = (left / open as f64).min(reader.rate * STEP).min(flow.left);
+                open -= 1;
+                left -= part;
+                flow.left -= part;
+                self.delivered += part;
+                if flow.left <= 0.0 {
+                    flow.over = Some(self.now + reader.rtt);
+                }
+            }
+            let over: Vec<TurnId> =
+                self.flows.extract_if(.., |f| f.over.is_some_and(|at| at <= self.now)).map(|f| f.id).collect();
+            over.into_iter().for_each(|id| self.turns.handle_ended(now, id));
+            for reader in 0..self.readers.len() {
+                let busy =
+                    self.waits[reader].is_some() || self.flows.iter().any(|f| f.reader == reader && f.over.is_none());
+                if !busy {
+                    self.asked += 1;
+                    // a half to one and a half of that
+                    let part = 0.5 + (self.asked as f64 * 0.618_034).fract();
+                    let answer = (self.readers[reader].answer as f64 * part) as u64;
+                    self.turns.handle_request(now, reader, answer, [self.asked]);
+                    self.waits[reader] = Some(answer as f64);
+                }
+            }
+            if self.turns.poll_timeout().is_some_and(|at| at <= now) {
+                self.turns.handle_timeout(now, self.delivered as u64);
+            }
+            while let Some(id) = self.turns.poll_begin(now) {
+                let reader = self.turns.sending[&id].peer;
+                let left = self.waits[reader].take().unwrap();
+                self.flows.push(Flow { reader, id, left, over: None });
+            }
+            self.most_at_once = self.most_at_once.max(self.flows.len());
+        }
+    }
+
+    #[track_caller]
+    fn full(used: f64) {
+        assert!(used >= 0.95, "only {:.1} % was used", used * 100.0);
+    }
+
+    #[test]
+    fn few_fast_readers_fill_it_and_more_wait() {
+        let mut uplink = Uplink::new(readers(24, 100.0, 5.0));
+        full(uplink.run(60.0, 40.0));
+        let most = uplink.most_at_once;
+        assert!(most <= 2 * LEAST, "{most} at once");
+    }
+
+    #[test]
+    fn many_slow_readers_fill_a_fast_one() {
+        let mut uplink = Uplink::new(readers(100, 10.0, 5.0));
+        uplink.run(2.0, 1_000.0);
+        full(uplink.run(40.0, 1_000.0));
+    }
+
+    #[test]
+    fn many_distant_readers_fill_it() {
+        let mut uplink = Uplink::new(readers(60, 1_000.0, 200.0));
+        uplink.run(2.0, 60.0);
+        full(uplink.run(40.0, 60.0));
+    }
+
+    #[test]
+    fn one_fast_reader_among_slow_ones_gets_the_rest() {
+        let mut all = readers(50, 2.0, 5.0);
+        all.extend(readers(1, 1_000.0, 1.0));
+        all[50].answer = 4 << 20;
+        let mut uplink = Uplink::new(all);
+        uplink.run(2.0, 1_000.0);
+        full(uplink.run(40.0, 1_000.0));
+    }
+
+    #[test]
+    fn readers_of_all_sorts_fill_it() {
+        // a fortieth to all of it
+        let mut all = readers(30, 5.0, 20.0);
+        all.extend(readers(20, 20.0, 100.0));
+        all.extend(readers(4, 200.0, 5.0));
+        let mut uplink = Uplink::new(all);
+        uplink.run(3.0, 200.0);
+        full(uplink.run(40.0, 200.0));
+    }
+
+    #[test]
+    fn it_follows_when_readers_and_limits_change() {
+        let mut uplink = Uplink::new(readers(100, 1_000.0, 2.0));
+        full(uplink.run(20.0, 500.0));
+        // all readers become slow: few of them are not enough any more
+        uplink.readers = readers(100, 10.0, 2.0);
+        uplink.run(8.0, 500.0);
+        full(uplink.run(20.0, 500.0));
+        // and fast again: within half a minute it is a few at a time once more
+        uplink.readers = readers(100, 1_000.0, 2.0);
+        uplink.run(35.0, 500.0);
+        full(uplink.run(10.0, 500.0));
+        let most = uplink.most_at_once;
+        assert!(most <= 2 * LEAST, "{most} at once");
+        // a limit is a slower uplink
+        uplink.run(12.0, 50.0);
+        full(uplink.run(20.0, 50.0));
+        uplink.run(3.0, 400.0);
+        full(uplink.run(20.0, 400.0));
+    }
+
+    #[test]
+    fn readers_that_take_nothing_hold_nobody_up() {
+        let mut all = readers(40, 0.0, 5.0);
+        all.extend(readers(20, 100.0, 5.0));
+        let mut uplink = Uplink::new(all);
+        uplink.run(6.0, 100.0);
+        full(uplink.run(40.0, 100.0));
+    }
+
+    /// Turns with one peer more than need any, and all places taken by others.
+    fn taken() -> (Turns<usize>, Vec<TurnId>) {
+        let mut turns = Turns::default();
+        let taken: Vec<TurnId> = (100..100 + LEAST).map(|p| turns.handle_request(MS(0), p, 1_000, [9_999])).collect();
+        taken.iter().for_each(|id| assert_eq!(turns.poll_begin(MS(0)), Some(*id)));
+        (turns, taken)
+    }
+
+    #[test]
+    fn what_was_sent_least_comes_first_and_nobody_waits_for_ever() {
+        let (mut turns, mut places) = taken();
+        let ask = |turns: &mut Turns<usize>, now, peer: usize, leaf| turns.handle_request(MS(now), peer, 1_000, [leaf]);
+        let first = ask(&mut turns, 0, 1, 5);
+        assert_eq!(turns.poll_begin(MS(0)), None);
+        turns.handle_ended(MS(0), places.remove(0));
+        assert_eq!(turns.poll_begin(MS(0)), Some(first));
+        let (again, new) = (ask(&mut turns, 10, 2, 5), ask(&mut turns, 11, 3, 6));
+        turns.handle_ended(MS(12), first);
+        assert_eq!(turns.poll_begin(MS(12)), Some(new));
+        let newer = ask(&mut turns, 900, 4, 7);
+        turns.handle_ended(MS(1_000), new);
+        assert_eq!(turns.poll_begin(MS(1_000)), Some(newer));
+        // once it is overdue it begins beside those who have a turn
+        assert_eq!(turns.poll_begin(MS(1_509)), None);
+        assert_eq!(turns.poll_begin(MS(1_510)), Some(again));
+        let newest = ask(&mut turns, 1_511, 6, 8);
+        assert_eq!(turns.poll_begin(MS(1_511)), None);
+        // and takes nobody's place when it ends
+        turns.handle_ended(MS(1_512), again);
+        assert_eq!(turns.poll_begin(MS(1_512)), None);
+        turns.handle_ended(MS(1_512), newer);
+        assert_eq!(turns.poll_begin(MS(1_512)), Some(newest));
+    }
+
+    #[test]
+    fn a_peer_with_many_requests_takes_its_place_among_the_others() {
+        let (mut turns, places) = taken();
+        let greedy: Vec<TurnId> = (0..10).map(|leaf| turns.handle_request(MS(0), 1, 1_000, [leaf])).collect();
+        let modest = turns.handle_request(MS(1), 2, 1_000, [9_999]);
+        turns.handle_request(MS(1), 3, 1_000, [9_999]);
+        turns.handle_ended(MS(2), places[0]);
+        turns.handle_ended(MS(2), places[1]);
+        assert_eq!(turns.poll_begin(MS(2)), Some(greedy[0]));
+        assert_eq!(turns.poll_begin(MS(2)), Some(modest), "the other one has a turn");
+        assert_eq!(turns.poll_begin(MS(2)), None);
+    }
+
+    #[test]
+    fn few_peers_need_no_turns_and_nothing_is_left_behind() {
+        let mut turns = Turns::default();
+        let all: Vec<TurnId> = (0..64).map(|n| turns.handle_request(MS(0), n % LEAST, 1 << 20, [n as u64])).collect();
+        all.iter().for_each(|id| assert_eq!(turns.poll_begin(MS(0)), Some(*id)));
+        assert_eq!(turns.poll_timeout(), None);
+        all.iter().for_each(|id| turns.handle_ended(MS(5), *id));
+        assert!(turns.peers.is_empty() && turns.sending.is_empty() && turns.turns == 0);
+        // an answer that is given up before its turn
+        let (mut turns, places) = taken();
+        let gone = turns.handle_request(MS(0), 1, 1_000, [1]);
+        turns.handle_ended(MS(1), gone);
+        turns.handle_ended(MS(1), gone);
+        turns.handle_ended(MS(2), places[0]);
+        assert_eq!(turns.poll_begin(MS(2)), None);
+        assert_eq!((turns.turns, turns.peers.len()), (LEAST - 1, LEAST - 1));
+    }
+
+    #[test]
+    fn what_is_remembered_of_leaves_is_bounded() {
+        let mut recent = Recent::default();
+        for leaf in 0..5 * LEAVES_REMEMBERED as u64 {
+            recent.add(leaf);
+            recent.add(leaf);
+            assert_eq!(recent.count(leaf), 2);
+        }
+        assert!(recent.new.len() + recent.old.len() <= 2 * LEAVES_REMEMBERED);
+        assert_eq!(recent.count(0), 0);
+    }
+}
