@@ -120,7 +120,7 @@ impl<'a> View<'a> {
                 let took = duration(Duration::from_secs_f64(seconds));
                 self.output.result(&format!("{}: {verdict} ({} in {took}) {root}", clean(&name), bytes(read)));
             }
-            Event::Scrubbed { copies, bytes: read, bad, mended, seconds } => {
+            Event::Scrubbed { copies, bytes: read, bad, mended, recovered, seconds } => {
                 self.clear();
                 let took = Duration::from_secs_f64(seconds);
                 let speed = bytes((read as f64 / seconds.max(1e-3)) as u64);
@@ -130,6 +130,10 @@ impl<'a> View<'a> {
                     let bad = count(bad, "copy was bad and is", "copies were bad and are");
                     self.output
                         .talk(&format!("{bad} not used any more; where a block has another copy, nothing is lost"));
+                }
+                if recovered > 0 {
+                    let recovered = count(recovered, "block", "blocks");
+                    self.output.talk(&format!("{recovered} that the index had lost were found where they should be"));
                 }
                 if mended > 0 {
                     let mended = count(mended, "block", "blocks");

@@ -149,6 +149,8 @@ pub enum Event {
         bad: u64,
         /// Copies whose surroundings in the store were damaged: they were written anew.
         mended: u64,
+        /// Blocks that the index had lost, and that were where they should be.
+        recovered: u64,
         /// How long it took.
         seconds: f64,
     },

@@ -72,7 +72,20 @@ impl Roots {
         for record in records {
             let begun = Instant::now();
             let (roots, sink_there, there) = (self.clone(), sink.clone(), record.clone());
-            let (findings, read) = blocking(move || check(&roots, &there, threads, &sink_there)).await?;
+            let check = move || match check(&roots, &there, threads, &sink_there)? {
+                // It may be that the index alone was damaged.
+                (findings, mut read) if !findings.damaged.is_empty() => {
+                    read.recovered = roots.store.recover(&there.root).map_err(|error| blame::store(&error))?;
+                    if read.recovered == 0 {
+                        return Ok((findings, read));
+                    }
+                    let (findings, again) = check(&roots, &there, threads, &sink_there)?;
+                    read.add(&again);
+                    Ok((findings, read))
+                }
+                sound => Ok(sound),
+            };
+            let (findings, read) = blocking(check).await?;
             scrubbed.add(&read);
             if let Some(manifest) = findings.manifest.filter(|_| all) {
                 // What is not here of a part of a root costs no reading later on.
@@ -114,12 +127,13 @@ impl Roots {
             let store = self.store.clone();
             blocking(move || store.commit().map_err(|error| blame::store(&error))).await?;
         }
-        let Scrubbed { copies, bytes, bad: bad_copies, mended, .. } = scrubbed;
+        let Scrubbed { copies, bytes, bad: bad_copies, mended, recovered, .. } = scrubbed;
         sink.event(Event::Scrubbed {
             copies,
             bytes,
             bad: bad_copies,
             mended,
+            recovered,
             seconds: begun_all.elapsed().as_secs_f64(),
         })
         .await?;

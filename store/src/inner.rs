@@ -32,6 +32,10 @@ use crate::{
     value::{FileId, Loc},
 };
 
+/// An index of up to so many bytes, some 240,000 blocks, is looked at whenever it is opened: that takes 20 ms at most. A
+/// larger one is looked at by scrubs, or when it does not agree with the second copy of the roots.
+const CHECKED_AT_OPEN_BYTES: u64 = 32 << 20;
+
 pub(crate) struct Inner {
     pub(crate) overlay: RwLock<Overlay>,
     pub(crate) snapshot: RwLock<Arc<Snapshot>>,
@@ -286,6 +290,21 @@ fn try_open_index(home: &Home, disk: &Arc<dyn Disk>, cache_bytes: usize) -> Resu
     Ok(OpenIndex { index, loaded, snapshot, spare, ahead: None })
 }
 
+/// Looks at every page first, if `check` says so: once it is open, a commit may copy a page with its rot, and what a commit
+/// writes counts as sound.
+fn try_open_checked(
+    home: &Home,
+    disk: &Arc<dyn Disk>,
+    cache_bytes: usize,
+    check: bool,
+) -> Result<OpenIndex, OpenError> {
+    if check && !is_sound(&home.index()) {
+        let (dir, path, reason) = (home.dir().to_owned(), home.index(), "a page of it is damaged".to_owned());
+        return Err(OpenError::Corrupt { dir, path, reason });
+    }
+    try_open_index(home, disk, cache_bytes)
+}
+
 /// Opens the index. One that is damaged is made anew, if the second copy of what it alone would know is whole; then it
 /// says why.
 fn open_index(home: &Home, disk: &Arc<dyn Disk>, cache_bytes: usize) -> Result<(OpenIndex, Option<String>), OpenError> {
@@ -296,7 +315,8 @@ fn open_index(home: &Home, disk: &Arc<dyn Disk>, cache_bytes: usize) -> Result<(
         source,
     })?;
     let second = second.filter(|_| !home.is_fresh());
-    let why = match (try_open_index(home, disk, cache_bytes), &second) {
+    let small = std::fs::metadata(home.index()).is_ok_and(|meta| (1..=CHECKED_AT_OPEN_BYTES).contains(&meta.len()));
+    let why = match (try_open_checked(home, disk, cache_bytes, small && second.is_some()), &second) {
         (Ok(open), Some(second)) if open.spare == *second => return Ok((open, None)),
         // No copy yet, or one that rotted.
         (Ok(open), None) => {

@@ -37,6 +37,7 @@ mod packs;
 mod quota;
 mod read;
 mod rebuild;
+mod recover;
 mod rekey;
 mod root;
 mod runs;

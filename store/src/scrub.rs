@@ -78,6 +78,8 @@ pub struct Scrubbed {
     pub bad: u64,
     /// Records of packs whose headers were bad and whose blocks were good: they were written anew.
     pub mended: u64,
+    /// Blocks that the index had lost, and that were where they should be.
+    pub recovered: u64,
     /// Complete roots that miss blocks now, with how many: fetch them again to repair them.
     pub damaged: Vec<(Cid, u64)>,
 }
@@ -91,6 +93,7 @@ impl Scrubbed {
         self.bytes_total += other.bytes_total;
         self.bad += other.bad;
         self.mended += other.mended;
+        self.recovered += other.recovered;
         self.damaged.extend_from_slice(&other.damaged);
     }
 }
@@ -183,6 +186,11 @@ impl Inner {
             }
         }
         self.remember(None)?;
+        self.missing(&mut done)?;
+        for (root, _) in std::mem::take(&mut done.damaged) {
+            done.recovered += self.recover(&root)?;
+        }
+        self.commit()?;
         self.missing(&mut done)?;
         progress(&done);
         Ok(done)

@@ -280,6 +280,12 @@ impl Store {
         self.inner.check_block(cid, done)
     }
 
+    /// Looks for blocks of a root that the index does not know: where its record and its tree say that they are, and in the
+    /// packs. Gives how many are here again; durable with the next commit. Reads all packs if some are still missing.
+    pub fn recover(&self, root: &Cid) -> Result<u64, StoreError> {
+        self.inner.recover(root)
+    }
+
     /// Why the index was found damaged, and made anew, when the store was opened.
     pub fn rebuilt(&self) -> Option<&str> {
         self.inner.rebuilt.as_deref()

@@ -52,18 +52,26 @@ fn find_or_build() -> PathBuf {
     binary
 }
 
-/// Why the binary cannot be used as it is: it is not there, or a source that cargo says it is made of is newer.
+/// Why the binary cannot be used as it is: it is not there, or a source in the folder of a crate is newer. (Cargo's own list
+/// of what it is made of is written by `cargo build` alone.)
 fn reason_to_build(binary: &Path) -> Option<String> {
     let Some(built) = modified(binary) else { return Some(format!("there is no {}", binary.display())) };
-    let sources = fs::read_to_string(binary.with_extension("d")).ok()?;
-    // "binary: source source …", with spaces in names escaped.
-    let (_, sources) = sources.split_once(": ")?;
-    let sources = sources.replace("\\ ", "\0");
-    let newer = sources
-        .split_whitespace()
-        .map(|name| name.replace('\0', " "))
-        .find(|name| modified(Path::new(name)) > Some(built));
-    newer.map(|source| format!("{} is older than {source}", binary.display()))
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+    let others = ["tests", "netsim"].map(|other| workspace.join(other));
+    let crates = fs::read_dir(workspace).ok()?.flatten().map(|entry| entry.path());
+    let sources = crates.filter(|path| !others.contains(path)).map(|path| path.join("src"));
+    let mut open: Vec<PathBuf> = sources.filter(|src| src.is_dir()).collect();
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(dir).ok()?.flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if modified(&path) > Some(built) {
+                return Some(format!("{} is older than {}", binary.display(), path.display()));
+            }
+        }
+    }
+    None
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {
