@@ -137,7 +137,15 @@ impl Driver {
             let &&(point, often, _) = &passed[self.below(passed.len() as u64) as usize];
             let times = 1 + self.below(often);
             self.last = format!("{} at {point}:{times}", self.last);
-            let running = command.env("SHOAL_TEST_FAILPOINT", format!("{point}:{times}")).start();
+            let mut running = command.env("SHOAL_TEST_FAILPOINT", format!("{point}:{times}")).start();
+            if deed == Deed::Daemon && self.below(2) == 0 {
+                // Rot while it runs, which is what is left for its scrub: an index is looked at when it is opened.
+                let listens = |said: &[Value]| said.iter().any(|said| said["event"] == "listening");
+                while !running.is_over() && !listens(running.said()) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                self.flip_in_the_index();
+            }
             let by = Instant::now() + if deed == Deed::Daemon { DAEMON_FOR } else { AT_MOST };
             let shared = |said: &[Value]| said.iter().any(|said| said["event"] == "shared");
             let (finished, died) = match deed {
@@ -313,13 +321,7 @@ impl Driver {
         let packs = self.place.path("victim/store/packs");
         match self.below(3) {
             0 => {
-                let path = self.place.path("victim/store/index.redb");
-                let Ok(len) = fs::metadata(&path).map(|meta| meta.len()) else { return };
-                // Much of it is free; and its first pages are read, and made anew, by whoever opens it.
-                for _ in 0..8 {
-                    let at = self.below(len);
-                    self.flip(&path, at);
-                }
+                self.flip_in_the_index();
             }
             1 => {
                 let Some(path) = fs::read_dir(packs).ok().and_then(|mut dir| Some(dir.next()?.unwrap().path())) else {
@@ -335,6 +337,16 @@ impl Driver {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn flip_in_the_index(&mut self) {
+        let path = self.place.path("victim/store/index.redb");
+        let Ok(len) = fs::metadata(&path).map(|meta| meta.len()) else { return };
+        // Much of it is free.
+        for _ in 0..8 {
+            let at = self.below(len);
+            self.flip(&path, at);
         }
     }
 
