@@ -11,7 +11,7 @@ use std::{
 
 use shoal_content::Cid;
 
-use crate::{StoreError, cache::S3Fifo, inner::Inner, locks::lock};
+use crate::{StoreError, cache::S3Fifo, inner::Inner, locks::lock, value::Place};
 
 /// Cached content may take all but this part of the quota, so that a share or a fetch finds room for its nodes without
 /// waiting for an eviction.
@@ -117,7 +117,8 @@ impl Room {
         self.expect(|coming| coming.saturating_add(bytes));
         let wanted = quota.coming();
         let fits = || inner.used_bytes().saturating_add(wanted) <= limit;
-        if !fits() {
+        // what is larger than the cache makes nobody go
+        if !fits() && wanted <= limit {
             let target_bytes = Some(limit.saturating_sub(wanted));
             let options = crate::Collect { now_unix, target_bytes, thorough: true, ..crate::Collect::default() };
             inner.collect(&options).inspect_err(|_| self.shrink(bytes))?;
@@ -144,7 +145,10 @@ impl Room {
     pub(crate) fn put(&self, cid: &Cid, bytes: &[u8]) -> Result<(), StoreError> {
         let (used, quota) = (self.inner.used_bytes(), &self.inner.quota);
         let needed = bytes.len() as u64;
-        if used + needed > quota.for_cached() {
+        let is_here = || -> Result<bool, StoreError> {
+            Ok(self.inner.locate(cid)?.iter().any(|loc| matches!(loc.place, Place::Pack(_))))
+        };
+        if used + needed > quota.for_cached() && !is_here()? {
             return Err(StoreError::OverQuota { quota: quota.limit(), used, needed });
         }
         self.inner.put(cid, bytes)?;

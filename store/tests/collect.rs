@@ -79,6 +79,66 @@ impl Cache {
     }
 }
 
+/// What somebody reads of a root: room is made for the part, and the root is complete when all of it was read.
+#[test]
+fn what_is_read_by_and_by_is_kept_as_far_as_the_quota_has_room() {
+    let cache = Cache::new(16 * MIB);
+    let (small, large, old) = (cache.root(1, 6 << 20), cache.root(2, 40 << 20), cache.root(3, 8 << 20));
+    cache.cache(old, 1).unwrap();
+    let begin = |root: Cid| {
+        let hold = cache.to.hold();
+        cache.from.manifest(&root).unwrap().nodes().iter().for_each(|cid| hold.keep(cid));
+        let manifest = move_nodes(&cache.from, &cache.to, root);
+        let options = CheckoutOptions { created_unix: 2, provide: true, ..CheckoutOptions::default() };
+        (Checkout::begin_on_demand(&cache.to, Arc::clone(&manifest), "read", options).unwrap(), manifest, hold)
+    };
+
+    // All of the large one does not fit: nothing goes for it, and there is no record. A part of it does.
+    let (checkout, manifest, _hold) = begin(large);
+    let all: Vec<u32> = (0..manifest.leaves().len() as u32).collect();
+    assert_eq!(checkout.admit(&all, true).unwrap(), (vec![], false));
+    assert_eq!(cache.cached(), [old]);
+    let part = &[3, 1, 2, 3, 3];
+    assert_eq!(checkout.admit(part, true).unwrap(), (vec![], true));
+    assert_eq!(checkout.admit(part, false).unwrap(), (vec![], false));
+    write_leaves(&cache.from, &checkout, &[1, 2, 3]);
+    assert_eq!(checkout.admit(part, true).unwrap(), (vec![1, 2, 3], true));
+    let record = cache.to.root(&large).unwrap().unwrap();
+    assert!(record.kind == RootKind::Cached && !record.complete && !record.provide, "{record:?}");
+    assert!(matches!(
+        Checkout::begin_on_demand(&cache.to, manifest, "", CheckoutOptions::default()),
+        Err(CheckoutError::Busy { .. })
+    ));
+    drop(checkout);
+
+    // The small one fits if the old one goes. It is whole when its last leaf is there.
+    let (checkout, manifest, _hold) = begin(small);
+    let all: Vec<u32> = (0..manifest.leaves().len() as u32).collect();
+    assert_eq!(checkout.admit(&all, true).unwrap(), (vec![], true));
+    write_leaves(&cache.from, &checkout, &all[1..]);
+    assert!(matches!(checkout.finish(), Err(CheckoutError::Incomplete { missing: 1, .. })));
+    write_leaves(&cache.from, &checkout, &all[..1]);
+    checkout.finish().unwrap();
+    let record = cache.to.root(&small).unwrap().unwrap();
+    assert!(record.complete && record.provide, "{record:?}");
+    whole(&cache.to, &small);
+    drop(checkout);
+
+    // What is here for another reason keeps its record.
+    let (checkout, manifest, _hold) = begin(small);
+    let before = cache.to.root(&small).unwrap();
+    assert_eq!(checkout.admit(&[0], true).unwrap(), (vec![0], true));
+    assert_eq!(cache.to.root(&small).unwrap(), before);
+    drop((checkout, manifest));
+    let record = shoal_store::RootRecord { kind: RootKind::Fetched, complete: false, ..before.unwrap() };
+    cache.to.put_root(record.clone()).unwrap();
+    let (checkout, ..) = begin(small);
+    checkout.admit(&[0], true).unwrap();
+    checkout.fill_local().unwrap();
+    checkout.finish().unwrap();
+    assert_eq!(cache.to.root(&small).unwrap(), Some(record));
+}
+
 #[test]
 fn what_no_root_reaches_goes_and_the_rest_stays() {
     collect_what_no_root_reaches(&Bench::new());

@@ -191,6 +191,8 @@ pub struct Swarm {
     ready_leechers: Vec<u32>,
     /// Leaves in state `Asked`, and in which requests.
     asked: BTreeMap<u32, Holders>,
+    /// Requests that were left to run although a leaf in them came from elsewhere. Only looked up; one for a leaf at most.
+    strays: HashMap<u32, Holders>,
     actions: VecDeque<Action>,
     alarms: Alarms,
     next_batch: u64,
@@ -279,6 +281,7 @@ impl Swarm {
             ready_seeders: vec![],
             ready_leechers: vec![],
             asked: BTreeMap::new(),
+            strays: HashMap::new(),
             actions: VecDeque::new(),
             alarms: Alarms::default(),
             next_batch: 0,

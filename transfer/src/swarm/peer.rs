@@ -190,7 +190,7 @@ pub(super) struct Peer {
     pub(super) meter: Meter,
     /// When it last delivered anything, or was first asked after being idle.
     pub(super) last_active: Duration,
-    pub(super) last_asked: Duration,
+    last_asked: Duration,
     gap_mean: f64,
     gap_deviation: f64,
 }

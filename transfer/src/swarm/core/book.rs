@@ -20,6 +20,7 @@ impl Swarm {
         if b.leaves.is_empty() {
             p.batches.remove(&batch);
         }
+        self.strays.remove(&leaf);
         p.snubbed = false;
         self.ready(slot);
         true
@@ -78,6 +79,12 @@ impl Swarm {
                 *self.in_flight.lane(lane) -= size;
                 self.ready(slot);
                 self.actions.push_back(Action::Cancel { peer: other, batch });
+            } else {
+                let first = (other, batch);
+                let stray = self.strays.entry(leaf).or_insert(Holders { first, second: None, at: holders.at });
+                if stray.first != first {
+                    stray.second = Some(first);
+                }
             }
         }
     }
@@ -85,14 +92,17 @@ impl Swarm {
     /// `leaf` is to be asked for again, unless readers alone decide and none is near it. It happens where something failed.
     pub(super) fn need(&mut self, leaf: u32) {
         // a second copy whose request was left to run is welcome now
-        let batches = self.peers.iter().flatten().flat_map(|p| p.batches.iter().map(move |(batch, b)| (p, batch, b)));
-        let mut coming =
-            batches.filter(|(_, _, b)| b.leaves.contains(&leaf)).map(|(p, batch, _)| (p.ix, *batch, p.last_asked));
-        if let Some((peer, batch, at)) = coming.next() {
-            let second = coming.next().map(|(peer, batch, _)| (peer, batch));
-            self.leaves[leaf as usize] = Leaf::Asked;
-            self.asked.insert(leaf, Holders { first: (peer, batch), second, at });
-            return self.rewind();
+        if let Some(stray) = self.strays.remove(&leaf) {
+            let runs = |(peer, batch): &(PeerIx, BatchId)| {
+                self.peer(*peer).and_then(|p| p.batches.get(batch)).is_some_and(|b| b.leaves.contains(&leaf))
+            };
+            let mut coming = [Some(stray.first), stray.second].into_iter().flatten().filter(runs);
+            if let Some(first) = coming.next() {
+                let holders = Holders { first, second: coming.next(), ..stray };
+                self.leaves[leaf as usize] = Leaf::Asked;
+                self.asked.insert(leaf, holders);
+                return self.rewind();
+            }
         }
         if self.on_demand && !self.windows.contains_key(&leaf) {
             self.leaves[leaf as usize] = Leaf::Parked;

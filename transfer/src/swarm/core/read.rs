@@ -21,6 +21,8 @@ const SOON_PART: u64 = 4;
 const MOST_PASSED: usize = 4;
 /// Peers that are looked at for a leaf.
 const PEER_SAMPLE: usize = 64;
+/// Leaves that are looked at for one decision, where they are small and many.
+const MOST_LOOKS: usize = 512;
 /// Of the leaves that are read next, so many are watched for being late.
 const WATCHED: usize = 8;
 /// The shortest wait that makes a leaf late, and the longest.
@@ -357,7 +359,8 @@ impl Swarm {
         let order = r.order.clone();
         let Zone { end: mut place, bytes: mut before } = r.asked;
         let mut passed = 0;
-        while place < self.readers[n].soon.end && passed < MOST_PASSED {
+        let end = self.readers[n].soon.end.min(place + MOST_LOOKS);
+        while place < end && passed < MOST_PASSED {
             let leaf = order[place];
             if self.picker.contains(leaf) {
                 let due = self.readers[n].due(before);
@@ -492,7 +495,9 @@ impl Swarm {
         let Some(p) = self.peer(peer) else { return f64::INFINITY };
         let before = p.batches.range(..batch).flat_map(|(_, b)| &b.leaves);
         let within = p.batches.get(&batch).into_iter().flat_map(|b| b.leaves.iter().take_while(|l| **l <= leaf));
-        p.eta_of(before.chain(within).map(|leaf| u64::from(self.sizes[*leaf as usize])).sum())
+        let mut leaves = before.chain(within).map(|leaf| u64::from(self.sizes[*leaf as usize]));
+        let bytes = leaves.by_ref().take(MOST_LOOKS).sum();
+        p.eta_of(if leaves.next().is_none() { bytes } else { p.in_flight })
     }
 
     /// Whether `p` is of no use for any window: what it were asked for now would have to be asked of others as well.
@@ -514,13 +519,15 @@ impl Swarm {
             let mut zone = r.own;
             // a slow peer is asked for what will be read later; what it passes over stays for the others
             let mut passes_over = false;
-            while zone.end < self.readers[n].window.end {
+            let mut looks = 0;
+            while zone.end < self.readers[n].window.end && looks < MOST_LOOKS {
                 let leaf = order[zone.end];
                 let due = self.readers[n].due(zone.bytes);
                 let own = self.picker.contains(leaf) && self.picker.availability(leaf) == 0 && self.stripe.owns(leaf);
                 let in_time = due == 0.0 || eta <= due;
                 zone.push(self.sizes[leaf as usize]);
                 passes_over |= own && !in_time;
+                looks += usize::from(passes_over);
                 if !passes_over {
                     self.readers[n].own = zone;
                 }

@@ -296,6 +296,153 @@ fn a_fetch_of_everything_brings_first_what_is_read() {
     }
 }
 
+/// A seeder and leechers, each with an uplink that those who ask share.
+struct Mesh {
+    now: Duration,
+    nodes: Vec<Node>,
+    count: u32,
+}
+
+struct Node {
+    /// Nothing for the seeder.
+    swarm: Option<Swarm>,
+    /// Requests of each of the others, and what was sent of the first leaf.
+    asked: BTreeMap<usize, (VecDeque<(BatchId, u32)>, f64)>,
+    done: Option<Duration>,
+}
+
+const UPLINK: f64 = 1.0 * MB;
+
+impl Mesh {
+    /// The first leecher reads; the others fetch. With `reads` false it fetches as well.
+    fn new(leechers: usize, count: u32, reads: bool) -> Mesh {
+        let sizes: Arc<[u32]> = vec![SIZE; count as usize].into();
+        let none = FixedBitSet::with_capacity(count as usize);
+        let swarm = |me: usize| {
+            let (config, tag) = (SwarmConfig::default(), me as u64 * 7919 + 3);
+            let mut swarm = match me {
+                1 if reads => Swarm::on_demand(config, tag, sizes.clone()),
+                _ => Swarm::new(config, tag, sizes.clone(), &full(count as usize), &none),
+            };
+            for other in (0..=leechers).filter(|other| *other != me) {
+                swarm.handle_peer(MS(0), PeerIx(other as u32), other as u64 * 7919 + 3, MS(10));
+            }
+            assert!(swarm.handle_have(MS(0), PeerIx(0), std::slice::from_ref(&(0..count))));
+            if me == 1 && reads {
+                swarm.handle_reader(MS(0), READER, (0..count).collect(), 0, count as usize, 64 << 20);
+            }
+            swarm
+        };
+        let node = |me| Node { swarm: (me > 0).then(|| swarm(me)), asked: BTreeMap::new(), done: None };
+        Mesh { now: MS(0), nodes: (0..=leechers).map(node).collect(), count }
+    }
+
+    fn act(&mut self, me: usize) {
+        while let Some(action) = self.nodes[me].swarm.as_mut().and_then(|s| s.poll_action(self.now)) {
+            match action {
+                Action::Request { peer, batch, leaves } => {
+                    let (queue, _) = self.nodes[peer.0 as usize].asked.entry(me).or_default();
+                    queue.extend(leaves.into_iter().map(|leaf| (batch, leaf)));
+                }
+                Action::Cancel { peer, batch } => {
+                    let (queue, sent) = self.nodes[peer.0 as usize].asked.entry(me).or_default();
+                    if queue.front().is_some_and(|(first, _)| *first == batch) {
+                        *sent = 0.0;
+                    }
+                    queue.retain(|(b, _)| *b != batch);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        self.now += STEP;
+        let now = self.now;
+        for node in self.nodes.iter_mut().filter_map(|node| node.swarm.as_mut()) {
+            if node.poll_timeout().is_some_and(|at| at <= now) {
+                node.handle_timeout(now);
+            }
+        }
+        for from in 0..self.nodes.len() {
+            let takers: Vec<usize> =
+                self.nodes[from].asked.iter().filter(|(_, (queue, _))| !queue.is_empty()).map(|(to, _)| *to).collect();
+            let share = UPLINK * STEP.as_secs_f64() / takers.len().max(1) as f64;
+            for to in takers {
+                let (queue, sent) = self.nodes[from].asked.get_mut(&to).unwrap();
+                *sent += share;
+                let (batch, leaf) = queue[0];
+                let whole = *sent >= f64::from(SIZE);
+                if whole {
+                    queue.pop_front();
+                    *sent = 0.0;
+                }
+                let (peer, swarm) = (PeerIx(from as u32), self.nodes[to].swarm.as_mut().unwrap());
+                swarm.handle_bytes(now, peer, share as u64);
+                if whole && swarm.handle_arrived(now, peer, batch, leaf) {
+                    swarm.handle_verified(now, peer, leaf);
+                    if swarm.is_complete() {
+                        self.nodes[to].done = Some(now);
+                    }
+                    for other in (1..self.nodes.len()).filter(|other| *other != to) {
+                        let swarm = self.nodes[other].swarm.as_mut().unwrap();
+                        assert!(swarm.handle_have(now, PeerIx(to as u32), std::slice::from_ref(&(leaf..leaf + 1))));
+                        self.act(other);
+                    }
+                }
+                self.act(to);
+            }
+        }
+    }
+
+    /// Runs until all have everything, the first one reading at this rate from its first leaf on. Gives when the others
+    /// had, how long the first leaf took, how long the reader waited after it, and when it did for the last time.
+    fn run(&mut self, rate: f64) -> (Duration, Duration, Duration, Duration) {
+        (1..self.nodes.len()).for_each(|me| self.act(me));
+        let (mut at, mut taken, mut first, mut waited, mut last) = (0, 0.0, None, MS(0), MS(0));
+        while self.nodes[1..].iter().any(|node| node.done.is_none()) {
+            self.step();
+            assert!(self.now < Duration::from_secs(600), "no end in sight");
+            let (now, reader) = (self.now, self.nodes[1].swarm.as_mut().unwrap());
+            let readable = reader.readable(READER);
+            if first.is_none() && readable > 0 {
+                first = Some(now);
+            }
+            if first.is_some() {
+                taken += rate * STEP.as_secs_f64();
+                while taken >= f64::from(SIZE) && at < readable {
+                    taken -= f64::from(SIZE);
+                    at += 1;
+                }
+                if taken >= f64::from(SIZE) && at < self.count as usize {
+                    (taken, waited, last) = (f64::from(SIZE), waited + STEP, now);
+                }
+                reader.handle_read(now, READER, at);
+                self.act(1);
+            }
+        }
+        let others = self.nodes[2..].iter().filter_map(|node| node.done).max().unwrap();
+        (others, first.unwrap_or_default(), waited, last)
+    }
+}
+
+/// Where the swarm as a whole is faster than the film, the reader waits only at its beginning; and the others are done as soon as they
+/// are with one more of their kind, or nearly, though the reader asks in order.
+#[test]
+fn a_reader_among_leechers_sees_its_film_and_costs_them_little() {
+    let (leechers, count) = (7, 160);
+    let (alone, ..) = Mesh::new(leechers, count, false).run(0.0);
+    for rate in [0.5 * MB, 100.0 * MB] {
+        let (others, first, waited, last) = Mesh::new(leechers, count, true).run(rate);
+        assert!(first < Duration::from_secs(3), "at {rate}: the first leaf came after {first:?}");
+        assert!(others < alone.mul_f64(1.15), "at {rate}: the others took {others:?}, and {alone:?} without a reader");
+        if rate < MB {
+            // at first nobody but the seeder has anything, and gives it to all of them at once
+            assert!(waited < Duration::from_secs(3) && last < Duration::from_secs(12), "{waited:?}, last at {last:?}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
