@@ -157,3 +157,25 @@ async fn a_peer_that_toggles_what_it_has_is_let_go_and_others_are_not() {
     assert!(fs::read(path).unwrap() == fs::read(&report.paths[0]).unwrap());
     assert!(report.peers.iter().any(|share| share.peer == seeder.id() && share.dropped.is_none()), "{report:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_has_or_lacks_what_does_not_exist_breaks_the_protocol() {
+    let seeder = Peer::start();
+    let (root, _) = seeder.share_bytes("film", &noise(71, MB)).await;
+    let count = seeder.store.manifest(&root).unwrap().leaves().len() as u32;
+    let set = |end| LeafSet::Ranges(std::iter::once(0..end).collect());
+    for what in ["has leaves", "lacks leaves"] {
+        let message = |leaves| match what {
+            "has leaves" => Message::Have { channel: 3, leaves },
+            _ => Message::DontHave { channel: 3, leaves },
+        };
+        let mut listener = Listener::join(&seeder.addr(), root).await;
+        listener.until("all are there", |told| told.len() == count as usize).await;
+        let mut bytes = vec![];
+        message(set(count)).encode(&mut bytes);
+        message(set(count + 1)).encode(&mut bytes);
+        listener.said.write_all(&bytes).await.unwrap();
+        let why = tokio::time::timeout(LIMIT, listener.connection.quinn().closed()).await.unwrap().to_string();
+        assert!(why.contains(&format!("{what} that do not exist")), "{why}");
+    }
+}

@@ -258,6 +258,9 @@ impl Hub {
             }
             Message::Have { channel, leaves } => {
                 let Some(root) = root_of(link, &channel) else { return };
+                if is_past_the_end(self.roots.get(&root), &leaves) {
+                    return self.let_go(&peer, "protocol fault: has leaves that do not exist");
+                }
                 let ranges = leaves.ranges();
                 if let Some(manifest) = self.roots.get(&root).and_then(|r| r.manifest.as_deref()) {
                     let announced = link.announced.entry(root).or_default();
@@ -268,6 +271,9 @@ impl Hub {
             }
             Message::DontHave { channel, leaves } => {
                 let Some(root) = root_of(link, &channel) else { return };
+                if is_past_the_end(self.roots.get(&root), &leaves) {
+                    return self.let_go(&peer, "protocol fault: lacks leaves that do not exist");
+                }
                 self.charged(id, root, 1, |hub| {
                     if let Some((swarm, ix)) = hub.swarm_of(&root, &peer) {
                         swarm.handle_dont_have(now, ix, &leaves.ranges());
@@ -445,6 +451,12 @@ impl Hub {
             }
         }
     }
+}
+
+/// Whether a set names leaves that a root whose tree is known does not have.
+fn is_past_the_end(root: Option<&Root>, leaves: &LeafSet) -> bool {
+    let known = root.and_then(|r| r.manifest.as_ref()).map(|m| m.leaves().len());
+    known.is_some_and(|known| leaves.ranges().last().is_some_and(|r| r.end as usize > known))
 }
 
 /// Bytes of the leaves in these ranges, as far as there are such leaves.
