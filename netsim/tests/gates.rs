@@ -49,22 +49,36 @@ fn ten_equal_leechers() {
 
 #[test]
 fn two_dozen_equal_leechers() {
-    gate(base(24), 1.22, 1.15, 0.015);
+    gate(base(24), 1.19, 1.13, 0.012);
+}
+
+/// Where every answer went at once this was 1.43 and 1.37.
+#[test]
+fn a_hundred_equal_leechers() {
+    gate(base(100), 1.32, 1.24, 0.015);
+}
+
+/// Answers that wait for their turn must not look stalled where leaves take long.
+#[test]
+fn slow_links() {
+    let outcome = run(Options { rate: 4e6 / 8.0, bytes: 30_000_000, ..base(30) });
+    assert_eq!(outcome.drops, 0, "peers were dropped for being slow");
 }
 
 #[test]
 fn mixed_links() {
-    gate(Options { mixed: true, ..base(10) }, 1.22, 1.30, 0.02);
+    gate(Options { mixed: true, ..base(10) }, 1.17, 1.25, 0.015);
+    gate(Options { mixed: true, ..base(24) }, 1.19, 1.40, 0.02);
 }
 
 #[test]
 fn churn() {
-    gate(Options { churn: 0.2, ..base(10) }, 1.35, 1.35, 0.03);
+    gate(Options { churn: 0.2, ..base(10) }, 1.16, 1.25, 0.015);
 }
 
 #[test]
 fn late_joiners() {
-    gate(Options { late: 0.3, ..base(10) }, 1.25, 1.30, 0.02);
+    gate(Options { late: 0.3, ..base(10) }, 1.22, 1.15, 0.01);
 }
 
 #[test]
