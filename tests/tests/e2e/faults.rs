@@ -105,6 +105,9 @@ struct Driver {
     /// Of these, by what was under way.
     killed: BTreeMap<Deed, u64>,
     acknowledged: u64,
+    /// Whether the index may rot while a daemon runs: not where a header in a pack is bad as well, which it would be made anew
+    /// from.
+    may_rot: bool,
     /// The last command, for messages.
     last: String,
 }
@@ -138,7 +141,7 @@ impl Driver {
             let times = 1 + self.below(often);
             self.last = format!("{} at {point}:{times}", self.last);
             let mut running = command.env("SHOAL_TEST_FAILPOINT", format!("{point}:{times}")).start();
-            if deed == Deed::Daemon && self.below(2) == 0 {
+            if deed == Deed::Daemon && self.may_rot && self.below(2) == 0 {
                 // Rot while it runs, which is what is left for its scrub: an index is looked at when it is opened.
                 let listens = |said: &[Value]| said.iter().any(|said| said["event"] == "listening");
                 while !running.is_over() && !listens(running.said()) {
@@ -319,7 +322,9 @@ impl Driver {
     /// Flips bits of the index, or one of the header of a record in a pack; or nothing.
     fn damage(&mut self) {
         let packs = self.place.path("victim/store/packs");
-        match self.below(3) {
+        let what = self.below(3);
+        self.may_rot = what != 1;
+        match what {
             0 => {
                 self.flip_in_the_index();
             }
@@ -461,6 +466,7 @@ fn kill_and_look(kills: u64, encrypted: bool) {
         hits: BTreeMap::new(),
         killed: BTreeMap::new(),
         acknowledged: 0,
+        may_rot: true,
         last: String::new(),
     };
     let mut steps = 0;
