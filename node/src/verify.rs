@@ -125,7 +125,11 @@ impl Roots {
             scrubbed.add(&rest);
         } else {
             let store = self.store.clone();
-            blocking(move || store.commit().map_err(|error| blame::store(&error))).await?;
+            let commit = move || match store.read_only_reason() {
+                None => store.commit().map_err(|error| blame::store(&error)),
+                Some(_) => Ok(()),
+            };
+            blocking(commit).await?;
         }
         let Scrubbed { copies, bytes, bad: bad_copies, mended, recovered, .. } = scrubbed;
         sink.event(Event::Scrubbed {

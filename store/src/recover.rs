@@ -21,6 +21,9 @@ impl Inner {
     /// See [`Store::recover`](crate::Store::recover).
     pub(crate) fn recover(&self, root: &Cid) -> Result<u64, StoreError> {
         let _no_collection = lock(&self.collecting);
+        if self.writable().is_err() {
+            return Ok(0);
+        }
         let mut found = self.recover_references(root)?;
         // What a missing node leads to is not known, so all packs are looked through.
         if self.walk(root, |_| true)? > 0 || self.misses(root)? {

@@ -112,7 +112,10 @@ impl Inner {
     /// See [`Store::check_index`](crate::Store::check_index).
     pub(crate) fn check_index(&self) -> Result<bool, StoreError> {
         let _no_collection = lock(&self.collecting);
-        self.writable()?;
+        if self.writable().is_err() {
+            // Nothing can be made anew; what it says is read and hashed as ever.
+            return Ok(false);
+        }
         let mut index = lock(&self.index);
         if !index.frozen && index::is_sound(index.path()) && index.is_authentic() {
             return Ok(false);
@@ -190,7 +193,7 @@ impl Inner {
         for (root, _) in std::mem::take(&mut done.damaged) {
             done.recovered += self.recover(&root)?;
         }
-        self.commit()?;
+        self.commit_found()?;
         self.missing(&mut done)?;
         progress(&done);
         Ok(done)
@@ -253,6 +256,7 @@ impl Inner {
             }
         };
         if let Place::Pack(id) = loc.place
+            && self.writable().is_ok()
             && !self.header_is_good(id, &loc, cid)
         {
             // The index could not be made anew with it.
@@ -332,10 +336,15 @@ impl Inner {
         std::fs::read(self.cursor()).ok()?.try_into().ok()
     }
 
+    /// A store that is read-only finds what is bad as well, and forgets it when it is closed.
+    fn commit_found(&self) -> Result<(), StoreError> {
+        if self.writable().is_ok() { self.commit() } else { Ok(()) }
+    }
+
     /// Makes durable what was found, then writes down how far that was. The latter is a hint that may be lost: it is not
     /// synced, and failing to write it costs some reading.
     fn remember(&self, after: Option<&Key>) -> Result<(), StoreError> {
-        self.commit()?;
+        self.commit_found()?;
         let done = match after {
             Some(key) => std::fs::write(self.cursor(), key),
             None => std::fs::remove_file(self.cursor()),

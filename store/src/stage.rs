@@ -143,18 +143,21 @@ impl Inner {
         Ok(true)
     }
 
+    /// What is staged counts, unless it can never be durable any more: then what was acknowledged is what there is.
     pub(crate) fn root(&self, root: &Cid) -> Result<Option<RootRecord>, StoreError> {
         let key = root.key();
-        let staged = read(&self.overlay).sets().find_map(|set| set.roots.get(&key).cloned());
-        match staged {
+        let staged = || read(&self.overlay).sets().find_map(|set| set.roots.get(&key).cloned());
+        match self.writable().ok().and_then(|()| staged()) {
             Some(record) => Ok(record),
             None => self.with_snapshot(|s| s.root(root)),
         }
     }
 
     pub(crate) fn roots(&self) -> Result<Vec<RootRecord>, StoreError> {
-        let staged: Vec<BTreeMap<Key, Option<RootRecord>>> =
-            read(&self.overlay).sets().map(|set| set.roots.clone()).collect();
+        let staged: Vec<BTreeMap<Key, Option<RootRecord>>> = match self.writable() {
+            Ok(()) => read(&self.overlay).sets().map(|set| set.roots.clone()).collect(),
+            Err(_) => vec![],
+        };
         let mut roots = self.with_snapshot(|s| s.roots())?;
         // The newest last, so that it wins.
         for (key, record) in staged.into_iter().rev().flatten() {

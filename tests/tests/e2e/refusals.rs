@@ -53,6 +53,11 @@ fn a_daemon_whose_sync_failed_promises_nothing_and_serves_on() {
         let warning = text(shown.event("warning"), "message");
         assert!(warning.contains("any more") && warning.contains("Input/output error"), "{args:?}: {warning}");
     }
+    let listed = place.shoal("home", ["ls"]).run().ok();
+    let roots: Vec<_> = listed.events.iter().filter(|event| event["event"] == "root").collect();
+    assert!(roots.len() == 1 && text(roots[0], "name") == "a" && roots[0]["pinned"] == false, "as on disk: {roots:?}");
+    let verified = place.shoal("home", ["verify"]).run().ok();
+    assert!(verified.event("verified")["intact"] == true, "reads go on: {verified:?}");
     daemon.until("a warning", |event| event["event"] == "warning" && text(event, "message").contains("restart shoal"));
     place.fetch("leecher", &ours, "theirs now").run().ok();
     assert_same_file(&a, &place.path("theirs now/a"));
