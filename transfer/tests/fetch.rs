@@ -5,7 +5,8 @@
 mod common;
 
 use common::{LIMIT, MIXED_FILE, Manner, Peer, RawPeer, finish, noise};
-use shoal_content::RelPath;
+use shoal_content::{Cid, Codec, FileBuilder, HashKind, RelPath, SHOAL_V1};
+use shoal_store::Stamp;
 use shoal_transfer::{FetchError, FetchEvent, Rates, TransferConfig, TransferLimits};
 use std::{fs, path::Path, time::Duration};
 
@@ -65,6 +66,40 @@ async fn a_tree_arrives_whole_and_a_path_of_it_alone() {
     request.paths = vec!["a/f600".parse::<RelPath>().unwrap()];
     let report = finish(part.transfer.fetch(request).await.unwrap()).await.unwrap();
     same(&tree.join("a/f600"), &report.paths[0]);
+}
+
+/// More leaves than anybody may announce who cannot know yet how many there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_very_many_leaves_comes_over_one_connection() {
+    const LEAVES: u64 = 100_000;
+    let (seeder, leecher) = (Peer::start(), Peer::start());
+    let path = seeder.dir.path().join("many");
+    let bytes: Vec<u8> = (0..LEAVES).flat_map(u64::to_le_bytes).collect();
+    fs::write(&path, &bytes).unwrap();
+    let (mut builder, mut nodes, mut refs) = (FileBuilder::new(&SHOAL_V1, None), Vec::new(), Vec::new());
+    for (i, leaf) in bytes.chunks(8).enumerate() {
+        let cid = Cid::of(Codec::Raw, HashKind::Blake3, leaf);
+        builder.leaf(cid, 8, &mut nodes);
+        refs.push((cid, 8 * i as u64, 8));
+    }
+    let root = builder.finish(&mut nodes).cid;
+    let base = seeder.store.add_base(&path).unwrap();
+    let stamp = Stamp { size: bytes.len() as u64, mtime_ns: 0 };
+    seeder.store.stage_file(base, "", stamp, &refs, false).unwrap();
+    nodes.iter().for_each(|node| seeder.store.put(&node.cid, &node.bytes).unwrap());
+    seeder.transfer.seed(root).await.unwrap();
+    let mut fetch = leecher.transfer.fetch(leecher.request(root, "many", vec![seeder.addr()])).await.unwrap();
+    let mut dropped = Vec::new();
+    let report = loop {
+        match fetch.next().await.unwrap() {
+            FetchEvent::PeerDropped { why, .. } => dropped.push(why),
+            FetchEvent::Done(report) => break report,
+            FetchEvent::Failed(error) => panic!("{error}"),
+            _ => {}
+        }
+    };
+    assert_eq!(dropped, Vec::<String>::new(), "nobody did wrong");
+    same(&path, &report.paths[0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

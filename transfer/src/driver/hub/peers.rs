@@ -266,7 +266,11 @@ impl Hub {
                     let announced = link.announced.entry(root).or_default();
                     *announced = manifest.total_bytes().min(announced.saturating_add(bytes_of(manifest, &ranges)));
                 }
-                let count = ranges.iter().map(|r| r.len() as u64).sum();
+                // Without the tree nothing is done with each leaf yet, nor is it known how many there may be.
+                let count = match self.roots.get(&root).and_then(|r| r.manifest.as_ref()) {
+                    Some(_) => ranges.iter().map(|r| r.len() as u64).sum(),
+                    None => ranges.len() as u64,
+                };
                 self.charged(id, root, count, |hub| hub.they_have(root, peer, ranges));
             }
             Message::DontHave { channel, leaves } => {
