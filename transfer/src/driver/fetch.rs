@@ -229,7 +229,8 @@ impl FetchState {
             root: self.request.root,
             paths: landed.paths,
             bytes: progress.bytes_wanted,
-            bytes_fetched: self.bytes_of_others + peers.iter().map(|s| s.bytes).sum::<u64>(),
+            // all that was not here: what peers gave before they were let go is in no account
+            bytes_fetched: progress.bytes_wanted.saturating_sub(running.bytes_resumed + running.bytes_local),
             bytes_moved: self.bytes_of_nodes + running.sink.bytes_in.load(Ordering::Relaxed),
             bytes_resumed: running.bytes_resumed,
             bytes_local: running.bytes_local,

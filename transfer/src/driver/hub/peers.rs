@@ -212,6 +212,11 @@ impl Hub {
         let Some(r) = self.roots.get_mut(&root) else { return };
         let Some(member) = r.members.remove(&peer) else { return };
         let Some(f) = &mut r.fetch else { return };
+        if let Stage::Finishing(running) = &f.stage {
+            // what it brought counts in the report, which is made when all is on disk
+            let account = running.swarm.account(member.ix);
+            f.credit(peer, account);
+        }
         if let Some(running) = f.running() {
             let account = running.swarm.account(member.ix);
             running.swarm.handle_gone(now, member.ix);
