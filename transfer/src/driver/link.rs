@@ -211,13 +211,6 @@ const LONG_PATH: Duration = Duration::from_millis(2);
 /// What is in flight then at most: 1 Gbit/s at 250 ms.
 const WIDE_WINDOW_BYTES: u32 = 32 << 20;
 
-impl LinkShared {
-    /// Whether the windows of its connection were widened.
-    pub(super) fn is_wide(&self) -> bool {
-        self.wide.get().is_some()
-    }
-}
-
 /// Widens the windows of a connection over a long path, once, as long as `wide` has a place for it. What the place holds
 /// is the memory of both windows; it is given back with the connection.
 pub(super) fn widen(connection: &Connection, shared: &LinkShared, wide: &Arc<Semaphore>) {

@@ -57,11 +57,6 @@ pub(super) struct Server {
     inbox: mpsc::Sender<Input>,
 }
 
-/// Answers at once, besides the usual ones, on a connection whose windows are wide: a stream carries no more than its own window
-/// of 2 MiB in a round trip, so it takes several to fill 1 Gbit/s at 200 ms. QUIC sends them one after the other as far as
-/// windows allow.
-const MORE_ON_LONG_PATHS: usize = 15;
-
 /// A request that cannot be answered: the code its streams are reset with.
 struct Refusal(u32);
 
@@ -91,7 +86,6 @@ impl Server {
     pub(super) async fn answer_all(self: &Arc<Self>, connection: &Connection, shared: &Arc<LinkShared>) -> String {
         let mut answers = JoinSet::new();
         let places = Arc::new(Semaphore::new(self.limits.answers_per_connection));
-        let mut on_long_path = false;
         loop {
             tokio::select! {
                 stream = connection.quinn().accept_bi(), if answers.len() < self.limits.requests_per_connection => {
@@ -100,10 +94,6 @@ impl Server {
                         Err(error) => return format!("connection lost: {error}"),
                     };
                     self.widen(connection, shared);
-                    if shared.is_wide() && !on_long_path {
-                        on_long_path = true;
-                        places.add_permits(MORE_ON_LONG_PATHS);
-                    }
                     let (server, shared, places) = (self.clone(), shared.clone(), places.clone());
                     answers.spawn(async move { server.answer(send, recv, &shared, &places).await });
                 }
