@@ -48,8 +48,6 @@ pub(crate) fn manifest(error: &ManifestError) -> Failure {
     match error {
         ManifestError::Read(error) => read(error),
         ManifestError::MissingNode(_) | ManifestError::Malformed { .. } => Failure::from_error(Class::Content, error),
-        #[allow(unreachable_patterns, reason = "the enum may grow")]
-        _ => Failure::from_error(Class::Content, error),
     }
 }
 
