@@ -72,7 +72,7 @@ impl Roots {
         for record in records {
             let begun = Instant::now();
             let (roots, sink_there, there) = (self.clone(), sink.clone(), record.clone());
-            let check = move || match check(&roots, &there, threads, &sink_there)? {
+            let look = move || match check(&roots, &there, threads, &sink_there)? {
                 // It may be that the index alone was damaged.
                 (findings, mut read) if !findings.damaged.is_empty() => {
                     read.recovered = roots.store.recover(&there.root).map_err(|error| blame::store(&error))?;
@@ -85,10 +85,10 @@ impl Roots {
                 }
                 sound => Ok(sound),
             };
-            let (findings, read) = blocking(check).await?;
+            let (findings, read) = blocking(look).await?;
             scrubbed.add(&read);
-            if let Some(manifest) = findings.manifest.filter(|_| all) {
-                // What is not here of a part of a root costs no reading later on.
+            // Of a part of a root, not all of its leaves were read.
+            if let Some(manifest) = findings.manifest.filter(|_| all && record.selection.is_none()) {
                 manifest.leaves().iter().for_each(|leaf| checked.insert(&leaf.cid));
             }
             let bytes_damaged = findings.damaged.iter().map(|damaged| damaged.bytes).sum();

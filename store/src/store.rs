@@ -260,7 +260,7 @@ impl Store {
     }
 
     /// Checks every page of the index; one that is damaged is made anew, from the packs, the second copy of the roots and
-    /// their trees. True if it was. Commits wait meanwhile, reads do not.
+    /// their trees. True if it was; nothing of a read-only store can be. Commits wait meanwhile, reads do not.
     pub fn check_index(&self) -> Result<bool, StoreError> {
         self.inner.check_index()
     }
