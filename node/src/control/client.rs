@@ -40,7 +40,7 @@ impl Client {
             Ok(Ok(Some(hello))) => hello,
             // It is just closing.
             Ok(Ok(None)) => return Ok(None),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Ok(Err(error)) if is_absence(&error) => return Ok(None),
             Ok(Err(error)) => return Err(unusable(home, &error.to_string())),
             Err(_) => return Err(unusable(home, "no answer")),
         };
@@ -117,8 +117,10 @@ impl Answers {
     }
 }
 
+/// Nobody listens; or whoever did ended, or was killed, before it accepted.
 fn is_absence(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory)
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | ConnectionRefused | NotADirectory | ConnectionReset)
 }
 
 fn unusable(home: &Home, why: &str) -> Failure {
