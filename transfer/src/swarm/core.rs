@@ -226,8 +226,8 @@ pub struct Swarm {
     next_release: Option<Duration>,
     /// Nothing was to be asked of anybody since then, though leaves are needed.
     idle_since: Option<Duration>,
-    /// That was so for long: seeders may be asked for what others own.
-    starved: bool,
+    /// That was so for long: seeders may be asked for what others own. Bytes that came since.
+    starved: Option<u64>,
     meter: Meter,
     /// Moving average of the round trips of those who deliver, seconds.
     rtt: f64,
@@ -303,7 +303,7 @@ impl Swarm {
             held_since: None,
             next_release: None,
             idle_since: None,
-            starved: false,
+            starved: None,
             meter: Meter::default(),
             rtt: 0.0,
             in_flight: InFlight::default(),
@@ -508,6 +508,7 @@ impl Swarm {
             self.watch(slot);
         }
         self.meter.add(now, bytes);
+        self.starved = self.starved.map(|came| came.saturating_add(bytes));
         self.rtt = if self.rtt == 0.0 { rtt } else { self.rtt + 0.05 * (rtt - self.rtt) };
         // its window may have grown
         self.ready(slot);

@@ -379,6 +379,82 @@ fn what_a_silent_leecher_owns_is_asked_for_by_others() {
     assert!(now < Duration::from_secs(10), "it took {now:?}");
 }
 
+/// Where it may be the seeder that takes its time, asking it for what others own makes it worse for all.
+#[test]
+fn whoever_gets_nothing_asks_for_little_of_what_others_own_at_first() {
+    let count = 200u32;
+    let mut s = swarm(vec![256 << 10; count as usize]);
+    for other in 1..24 {
+        s.handle_peer(MS(0), PeerIx(other), u64::from(other) * 7919, MS(1));
+    }
+    s.handle_peer(MS(0), PeerIx(0), 5, MS(1));
+    assert!(s.handle_have(MS(0), PeerIx(0), &[0..count]));
+    let mut now = MS(0);
+    assert!(asks(&mut s, now, PeerIx(0)).is_empty(), "none of the first leaves is its own");
+    let mut asked = vec![];
+    while asked.is_empty() {
+        now = s.poll_timeout().unwrap().max(now);
+        s.handle_timeout(now);
+        asked = asks(&mut s, now, PeerIx(0));
+    }
+    assert_eq!(asked.len(), 1);
+    // nobody else is heard of: more of it, the more comes
+    for batch in 0.. {
+        s.handle_bytes(now, PeerIx(0), 256 << 10);
+        assert!(s.handle_arrived(now, PeerIx(0), BatchId(batch), asked[batch as usize]));
+        s.handle_verified(now, PeerIx(0), asked[batch as usize]);
+        asked.extend(asks(&mut s, now, PeerIx(0)));
+        let open = asked.len() as u64 - batch - 1;
+        assert!((1..=batch + 2).contains(&open), "{open} after {batch}");
+        if open >= 4 {
+            break;
+        }
+    }
+}
+
+/// While a seeder has what nobody else has, it is not asked to stand in for a leecher that is late, or stalls: in a crowd
+/// that would be a second copy of half of all.
+#[test]
+fn a_seeder_that_has_rare_leaves_does_not_stand_in_for_a_late_leecher() {
+    let mut s = swarm(vec![256 << 10; 100]);
+    let (seeder, late, mut now) = (PeerIx(0), PeerIx(1), MS(0));
+    for peer in [seeder, late] {
+        s.handle_peer(now, peer, 7919 * u64::from(peer.0 + 1), MS(1));
+    }
+    assert!(s.handle_have(now, late, &[90..100]));
+    assert!(s.handle_have(now, seeder, std::slice::from_ref(&(0..100))));
+    let (mut open, mut of_late): (VecDeque<(BatchId, u32)>, BTreeSet<u32>) = Default::default();
+    let mut rare: BTreeSet<u32> = (0..90).collect();
+    while !s.is_complete() {
+        while let Some(action) = s.poll_action(now) {
+            match action {
+                Action::Request { peer, leaves, .. } if peer == late => of_late.extend(leaves),
+                Action::Request { batch, leaves, .. } => {
+                    let stands_in = leaves.iter().any(|l| *l >= 90);
+                    assert!(rare.is_empty() || !stands_in, "asked for {leaves:?} at {now:?}");
+                    leaves.iter().for_each(|l| _ = rare.remove(l));
+                    open.extend(leaves.into_iter().map(|l| (batch, l)));
+                }
+                Action::Cancel { batch, .. } => open.retain(|(b, _)| *b != batch),
+                _ => {}
+            }
+        }
+        // a seeder that many share: a leaf in 200 ms
+        now += MS(200);
+        if s.poll_timeout().is_some_and(|at| at <= now) {
+            s.handle_timeout(now);
+        }
+        if let Some((batch, leaf)) = open.pop_front() {
+            s.handle_bytes(now, seeder, 256 << 10);
+            if s.handle_arrived(now, seeder, batch, leaf) {
+                s.handle_verified(now, seeder, leaf);
+            }
+        }
+        assert!(now < Duration::from_secs(40));
+    }
+    assert!(!of_late.is_empty(), "the one that is late was never asked");
+}
+
 /// The tag that owns `leaf`.
 fn stripe_owner(leaf: u32, tags: &[u64]) -> u64 {
     tags.iter().copied().max_by_key(|t| super::stripe::weight(leaf, *t)).unwrap()

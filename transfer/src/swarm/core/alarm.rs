@@ -36,7 +36,7 @@ impl Swarm {
     /// When [`handle_timeout`](Self::handle_timeout) is to be called, if nothing else happens first. It may turn out that
     /// nothing was to be done yet.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let starving = self.idle_since.filter(|_| !self.starved).map(|since| since + STARVE);
+        let starving = self.idle_since.filter(|_| self.starved.is_none()).map(|since| since + STARVE);
         let held = self.held_since.and(self.next_release);
         let reading = self.readers.iter().filter_map(|r| r.look_at);
         self.alarms.next().into_iter().chain(starving).chain(held).chain(reading).min()
@@ -51,8 +51,8 @@ impl Swarm {
             self.next_release = None;
             self.release_held(RELEASE_AT_ONCE);
         }
-        if self.idle_since.is_some_and(|since| since + STARVE <= now) && !self.starved {
-            self.starved = true;
+        if self.idle_since.is_some_and(|since| since + STARVE <= now) && self.starved.is_none() {
+            self.starved = Some(0);
             self.wake_seeders();
             self.late.first().copied().into_iter().for_each(|slot| self.wake_others(slot));
         }

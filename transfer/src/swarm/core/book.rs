@@ -186,7 +186,7 @@ impl Swarm {
         if leaves.is_empty() {
             return;
         }
-        self.starved = false;
+        self.starved = None;
         self.idle_since = self.idle_since.map(|_| now);
         self.outflow.add(now, leaves.iter().map(|l| u64::from(self.sizes[*l as usize])).sum());
         leaves.iter().for_each(|leaf| self.uncount(*leaf));

@@ -235,7 +235,8 @@ impl Swarm {
     }
 
     /// At a seeder: this peer's own stripe of what no leecher has. What others own is left to them, for they will pass it
-    /// on, unless nothing comes from anywhere. When leechers have everything, a rare one.
+    /// on, unless nothing comes from anywhere: then little of it at first, since it may be the seeder that takes its time,
+    /// and more as it comes. When leechers have everything, a rare one.
     fn pick_at_seeder(&mut self, slot: u32) -> Option<u32> {
         if self.on_demand {
             return self.pick_ahead(slot);
@@ -247,7 +248,7 @@ impl Swarm {
             return own;
         }
         let unique = self.picker.only_at_seeders().len();
-        if unique > 0 && !self.starved {
+        if unique > 0 && self.starved.is_none_or(|came| self.in_flight.all() > came) {
             return None;
         }
         let among = if unique > 0 { unique } else { self.picker.len().min(LEAF_SAMPLE) };
@@ -293,13 +294,16 @@ impl Swarm {
 
     /// A leaf that a late peer was asked for and `slot` has, to be asked for a second time: `slot` has nothing better to
     /// give. If the second one to be asked is late as well, it is told to stop. While other leaves are on their way,
-    /// those who are merely late keep theirs: in a crowd most of them are busy, and a second copy costs the others.
+    /// those who are merely late keep theirs: in a crowd most of them are busy, and a second copy costs the others. Most of
+    /// all one from a seeder, which has leaves to send that nobody else has: it stands in for other seeders only.
     fn pick_at_late(&mut self, slot: u32) -> Option<u32> {
         let p = self.at(slot).filter(|p| !p.late)?;
+        let sought = p.is_seeder() && !self.picker.only_at_seeders().is_empty() && self.starved.is_none();
         let of_late: u64 = self.late.iter().filter_map(|slot| self.at(*slot)).map(|p| p.in_flight).sum();
-        let urgent = self.picker.len() == 0 || self.starved || self.in_flight.all() == of_late;
+        let urgent = self.picker.len() == 0 || self.starved.is_some() || self.in_flight.all() == of_late;
         let is_late = |(holder, _)| self.peer(holder).is_none_or(|h| h.late);
-        let late = self.late.iter().filter_map(|late| self.at(*late)).filter(|h| urgent || h.snubbed);
+        let late = self.late.iter().filter_map(|late| self.at(*late));
+        let late = late.filter(|h| (urgent || h.snubbed) && (!sought || h.is_seeder()));
         let each = (LATE_LOOKS / self.late.len().max(1)).max(1);
         let held = late.flat_map(|h| h.batches.values().flat_map(|b| b.leaves.iter().copied()).take(each));
         #[cfg(test)]

@@ -541,7 +541,7 @@ impl Swarm {
                 let at = self.draw(self.picker.len().clamp(1, WATCHED));
                 self.picker.rarest_first().get(at).copied()
             }
-            [first, ..] if self.starved => Some(*first),
+            [first, ..] if self.starved.is_some() => Some(*first),
             _ => None,
         }
     }
