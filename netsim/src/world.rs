@@ -74,6 +74,8 @@ enum Event {
     Have {
         from: u32,
         leaf: u32,
+        /// What the sender knows of how long requests wait there.
+        load: Option<Duration>,
     },
     Interested {
         from: u32,
@@ -311,7 +313,7 @@ impl World {
                     self.drive(client);
                 }
             }
-            Event::Have { from, leaf } => self.have(from, leaf),
+            Event::Have { from, leaf, load } => self.have(from, leaf, load),
             Event::Interested { from, to, yes } => {
                 if self.nodes[to as usize].neighbours.contains(&from) {
                     let verdicts = self.nodes[to as usize].choker.handle_interested(now, from, yes);
@@ -459,7 +461,8 @@ impl World {
                 node.have.insert(leaf as usize);
                 if node.plan.kind == Kind::Leecher {
                     self.seen.insert(leaf as usize);
-                    self.soon(Event::Have { from: client, leaf });
+                    let load = node.turns.backlog();
+                    self.soon(Event::Have { from: client, leaf, load });
                 }
             }
         }
@@ -469,13 +472,16 @@ impl World {
         }
     }
 
-    fn have(&mut self, from: u32, leaf: u32) {
+    fn have(&mut self, from: u32, leaf: u32, load: Option<Duration>) {
         let now = Duration::from_nanos(self.now);
         let neighbours: Vec<u32> = self.nodes[from as usize].neighbours.iter().copied().collect();
         for peer in &neighbours {
             if let Some(swarm) = &mut self.nodes[*peer as usize].swarm {
                 if !swarm.handle_have(now, PeerIx(from), &[leaf..leaf + 1]) {
                     unreachable!("haves are of the same content");
+                }
+                if let Some(load) = load {
+                    swarm.handle_load(now, PeerIx(from), load);
                 }
                 self.drive(*peer);
             }

@@ -96,6 +96,7 @@ struct Waiting<P> {
 #[derive(Debug)]
 struct Sending<P> {
     peer: P,
+    bytes: u64,
     /// When its turn is over; none once it is, or where it never had one.
     until: Option<Duration>,
 }
@@ -165,7 +166,7 @@ impl<P: Ord + Copy> Turns<P> {
         self.account(now);
         let usual = self.each.and_then(|each| Duration::try_from_secs_f64(PATIENCE * next.bytes as f64 / each).ok());
         let turn = usual.map_or(FIRST_TURN, |usual| usual.clamp(LEAST_TURN, MOST_TURN));
-        self.sending.insert(next.id, Sending { peer: next.peer, until: free.then_some(now + turn) });
+        self.sending.insert(next.id, Sending { peer: next.peer, bytes: next.bytes, until: free.then_some(now + turn) });
         if free && let Some((_, turns)) = self.peers.get_mut(&next.peer) {
             self.turns += 1;
             *turns += 1;
@@ -193,9 +194,16 @@ impl<P: Ord + Copy> Turns<P> {
         }
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is to be called; never while there are so few peers that all may go on.
+    /// How long what was asked for will take, as far as that is known: what is under way counts half.
+    pub fn backlog(&self) -> Option<Duration> {
+        let waits: u64 = self.waiting.iter().map(|w| w.bytes).sum();
+        let goes: u64 = self.sending.values().map(|s| s.bytes).sum();
+        Duration::try_from_secs_f64((waits + goes / 2) as f64 / self.peak()).ok()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called; never while nothing is sent.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        if self.sending.is_empty() || self.peers.len() <= LEAST {
+        if self.sending.is_empty() {
             return None;
         }
         let over = self.sending.values().filter_map(|s| s.until).min().filter(|_| !self.waiting.is_empty());
@@ -544,8 +552,8 @@ mod tests {
         let mut turns = Turns::default();
         let all: Vec<TurnId> = (0..64).map(|n| turns.handle_request(MS(0), n % LEAST, 1 << 20, [n as u64])).collect();
         all.iter().for_each(|id| assert_eq!(turns.poll_begin(MS(0)), Some(*id)));
-        assert_eq!(turns.poll_timeout(), None);
         all.iter().for_each(|id| turns.handle_ended(MS(5), *id));
+        assert_eq!(turns.poll_timeout(), None);
         assert!(turns.peers.is_empty() && turns.sending.is_empty() && turns.turns == 0);
         // an answer that is given up before its turn
         let (mut turns, places) = taken();
@@ -555,6 +563,23 @@ mod tests {
         turns.handle_ended(MS(2), places[0]);
         assert_eq!(turns.poll_begin(MS(2)), None);
         assert_eq!((turns.turns, turns.peers.len()), (LEAST - 1, LEAST - 1));
+    }
+
+    #[test]
+    fn the_backlog_is_what_was_asked_for_by_what_the_uplink_carries() {
+        let mut turns = Turns::default();
+        assert_eq!(turns.backlog(), None, "nothing was carried yet");
+        let first = turns.handle_request(MS(0), 1, 1_000_000, [1]);
+        assert_eq!(turns.poll_begin(MS(0)), Some(first));
+        assert_eq!(turns.poll_timeout(), Some(SPAN), "a single answer is measured as well");
+        turns.handle_timeout(SPAN, 200_000);
+        // 1 MB/s; half of what is under way is taken to be sent
+        assert_eq!(turns.backlog(), Some(MS(500)));
+        let second = turns.handle_request(MS(200), 2, 2_000_000, [2]);
+        assert_eq!(turns.backlog(), Some(MS(2_500)));
+        turns.handle_ended(MS(300), second);
+        turns.handle_ended(MS(300), first);
+        assert_eq!(turns.backlog(), Some(Duration::ZERO));
     }
 
     #[test]

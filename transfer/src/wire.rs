@@ -37,6 +37,8 @@ pub const MAX_LEAVES_PER_REQUEST: usize = 4096;
 pub mod feature {
     /// The sender reads packs under zstd.
     pub const ZSTD: u64 = 1;
+    /// The sender reads `Load`.
+    pub const LOAD: u64 = 2;
 }
 
 /// Reset and stop codes of request streams.

@@ -82,6 +82,11 @@ impl Server {
         link::widen(connection, shared, &self.wide);
     }
 
+    /// How long a request made now would wait, as far as that is known.
+    pub(super) fn backlog(&self) -> Option<Duration> {
+        self.uplink.backlog()
+    }
+
     /// Answers until the connection ends. Dropping it stops all answers of the connection.
     pub(super) async fn answer_all(self: &Arc<Self>, connection: &Connection, shared: &Arc<LinkShared>) -> String {
         let mut answers = JoinSet::new();

@@ -50,6 +50,11 @@ impl Uplink {
         turn
     }
 
+    /// How long what was asked for will take, as far as that is known.
+    pub(super) fn backlog(&self) -> Option<Duration> {
+        self.state().turns.backlog()
+    }
+
     fn now(&self) -> Duration {
         self.origin.elapsed()
     }

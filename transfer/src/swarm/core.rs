@@ -473,6 +473,13 @@ impl Swarm {
         self.tell_interest(slot);
     }
 
+    /// `peer` says that what is asked of it now would wait for so long.
+    pub fn handle_load(&mut self, now: Duration, peer: PeerIx, wait: Duration) {
+        if let Some(p) = self.peer_mut(peer) {
+            p.wait = Some((wait, now));
+        }
+    }
+
     /// `peer` says that it lacks `ranges`.
     pub fn handle_dont_have(&mut self, _now: Duration, peer: PeerIx, ranges: &[Range<u32>]) {
         let count = self.sizes.len() as u32;

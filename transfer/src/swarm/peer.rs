@@ -21,6 +21,8 @@ const GROWING_ROUND_TRIPS: u32 = 4;
 /// Growth is over after so many spans in a row without a new maximum, a little above the last one.
 const GROWN_SPANS: u32 = 5;
 const GROWTH: f64 = 1.1;
+/// What a peer says of how long requests wait holds for so long.
+const WAIT_LIFE: Duration = Duration::from_secs(5);
 /// Announced leaves remembered one by one; what is beyond is found again by a walk through the haves.
 const MAX_CANDIDATES: usize = 256;
 
@@ -175,6 +177,8 @@ pub(super) struct Peer {
     pub(super) late: bool,
     /// Its requests timed out: it gets one leaf at a time until it delivers one; to begin one is not enough.
     pub(super) snubbed: bool,
+    /// How long a request to it would wait, as it said, and when.
+    pub(super) wait: Option<(Duration, Duration)>,
     /// It refused a request and is left alone until then.
     pub(super) paused: Option<Duration>,
     /// It is among those that are held back.
@@ -218,6 +222,7 @@ impl Peer {
             heard: false,
             late: false,
             snubbed: false,
+            wait: None,
             paused: None,
             held: false,
             dry: false,
@@ -341,6 +346,11 @@ impl Peer {
             return f64::INFINITY;
         }
         bytes as f64 / self.meter.rate()
+    }
+
+    /// Seconds that a request to it would wait, if it said so of late.
+    pub(super) fn told_wait(&self, now: Duration) -> Option<f64> {
+        self.wait.filter(|(_, said)| *said + WAIT_LIFE >= now).map(|(wait, _)| wait.as_secs_f64())
     }
 
     /// Seconds until `bytes` more, asked for now, would be here, for a peer that delivers `unknown` bytes per second

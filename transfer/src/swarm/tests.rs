@@ -379,6 +379,30 @@ fn what_a_silent_leecher_owns_is_asked_for_by_others() {
     assert!(now < Duration::from_secs(10), "it took {now:?}");
 }
 
+/// What is said holds for a while; whoever says nothing is judged by how fast it was.
+#[test]
+fn whoever_says_that_requests_wait_is_asked_less() {
+    let first = |swarm: &mut Swarm, now| {
+        let mut actions = std::iter::from_fn(|| swarm.poll_action(now));
+        actions.find_map(|action| match action {
+            Action::Request { peer, .. } => Some(peer),
+            _ => None,
+        })
+    };
+    for (waits, now, expected) in [([900, 100], MS(10), 1), ([100, 900], MS(10), 0), ([900, 100], MS(6_000), 0)] {
+        let mut s = swarm(vec![256 << 10; 400]);
+        // enough of them that each is asked for one leaf at a time
+        for peer in 0..12 {
+            s.handle_peer(MS(0), PeerIx(peer), u64::from(peer) * 7919, MS(1));
+            if let Some(wait) = waits.get(peer as usize) {
+                assert!(s.handle_have(MS(0), PeerIx(peer), &[0..400 - 1]));
+                s.handle_load(MS(0), PeerIx(peer), MS(*wait));
+            }
+        }
+        assert_eq!(first(&mut s, now), Some(PeerIx(expected)), "{waits:?} at {now:?}");
+    }
+}
+
 /// Where it may be the seeder that takes its time, asking it for what others own makes it worse for all.
 #[test]
 fn whoever_gets_nothing_asks_for_little_of_what_others_own_at_first() {

@@ -22,6 +22,7 @@ const PEERS: u8 = 0x08;
 const GOODBYE: u8 = 0x09;
 /// Types from here on may be skipped by a peer that does not know them.
 const OPTIONAL: u8 = 0x80;
+const LOAD: u8 = 0x80;
 
 /// The first message on each control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,6 +171,14 @@ pub enum Message {
         /// At most [`MAX_PEER_HINTS`].
         peers: Vec<PeerHint>,
     },
+    /// How long an answer of the sender's takes now to be asked for and sent, as far as it knows. A hint, skipped by who
+    /// does not know it.
+    Load {
+        /// As named in `Join`.
+        channel: u32,
+        /// Milliseconds.
+        wait_ms: u32,
+    },
     /// The sender is about to close the connection.
     Goodbye {
         /// For people.
@@ -233,6 +242,11 @@ impl Message {
                     put_addrs(b, &hint.addrs);
                 }
             }
+            Message::Load { channel, wait_ms } => {
+                b.push(LOAD);
+                put_varint(b, (*channel).into());
+                put_varint(b, (*wait_ms).into());
+            }
             Message::Goodbye { reason } => {
                 b.push(GOODBYE);
                 put_text(b, reason);
@@ -279,7 +293,8 @@ impl Message {
                 Message::Peers { channel, peers }
             }
             GOODBYE => Message::Goodbye { reason: text(&mut r, "reason")? },
-            OPTIONAL.. => return Ok(None),
+            LOAD => Message::Load { channel: r.varint_u32("channel")?, wait_ms: r.varint_u32("wait")? },
+            other if other >= OPTIONAL => return Ok(None),
             other => return Err(WireError::UnknownType(other)),
         };
         r.end()?;
@@ -473,6 +488,7 @@ mod tests {
         assert_eq!(hex_of(&Message::Choke { channel: 0, yes: true }), "03070001");
         assert_eq!(hex_of(&Message::Interested { channel: 0, yes: false }), "03060000");
         assert_eq!(hex_of(&Message::Leave { channel: 5 }), "020305");
+        assert_eq!(hex_of(&Message::Load { channel: 2, wait_ms: 350 }), "048002415e");
         assert_eq!(hex_of(&Message::Goodbye { reason: "bye".into() }), "050903627965");
         let join = Message::Join { channel: 1, root: root(), leaves: 512, answer: true };
         assert_eq!(hex_of(&join), format!("26 02 01 {} 4200 01", hex::encode(root().key())).replace(' ', ""));
@@ -498,7 +514,7 @@ mod tests {
         d.push(&[1, 0x7f]);
         assert_eq!(d.poll(), Err(WireError::UnknownType(0x7f)));
         let mut d = Decoder::default();
-        d.push(&[2, 0x80, 9, 2, LEAVE, 4]);
+        d.push(&[2, 0xff, 9, 2, LEAVE, 4]);
         assert_eq!(d.poll(), Ok(Some(Message::Leave { channel: 4 })));
         // trailing bytes
         let mut d = Decoder::default();
@@ -528,6 +544,7 @@ mod tests {
                 channel,
                 peers: lists.into_iter().map(|addrs| PeerHint { peer: PeerId::random(), addrs }).collect()
             }),
+            (any::<u32>(), any::<u32>()).prop_map(|(channel, wait_ms)| Message::Load { channel, wait_ms }),
             "\\PC{0,60}".prop_map(|reason| Message::Goodbye { reason }),
         ]
     }

@@ -290,6 +290,12 @@ impl Hub {
                     }
                 });
             }
+            Message::Load { channel, wait_ms } => {
+                let Some(root) = root_of(link, &channel) else { return };
+                if let Some((swarm, ix)) = self.swarm_of(&root, &peer) {
+                    swarm.handle_load(now, ix, Duration::from_millis(wait_ms.into()));
+                }
+            }
             Message::Interested { channel, yes } => {
                 // slots are dealt per connection: a peer that wants anything of any root takes one
                 if root_of(link, &channel).is_some() {

@@ -1,6 +1,7 @@
 //! The hub's half that knows what is here: it has the store looked at, notes what came and what went, and tells members.
 
 use super::*;
+use crate::wire::feature;
 
 impl Hub {
     pub(super) fn look_for_losses(&mut self) {
@@ -75,6 +76,8 @@ impl Hub {
             LeafSet::pack(leaves.drain(..))
         };
         let (gone, fresh) = (pack(&mut gone), pack(&mut fresh));
+        let load = self.server.backlog().filter(|_| !fresh.is_empty());
+        let wait_ms = load.map(|wait| wait.as_millis().try_into().unwrap_or(u32::MAX));
         for (_, member) in r.members.iter() {
             if let Some(link) = self.links.get_mut(&member.link)
                 && let Some(channel) = link.ours.get(&root).copied()
@@ -84,6 +87,11 @@ impl Hub {
                 }
                 for leaves in &fresh {
                     link.say(&Message::Have { channel, leaves: leaves.clone() });
+                }
+                if let Some(wait_ms) = wait_ms
+                    && link.shared.features.load(Ordering::Relaxed) & feature::LOAD != 0
+                {
+                    link.say(&Message::Load { channel, wait_ms });
                 }
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! The order of thought: what readers are about to need comes before all else (`read`). Then seeders are asked for this leecher's own stripe of what only they have. Then, until enough
 //! is on its way, the peer that would answer soonest (of a few drawn) is asked for the rarest (of a few drawn) of the
-//! leaves that it has. At the end a leaf that is late is asked for a second time.
+//! leaves that it has. At the end seeders are helped to get rid of their last leaves, and a leaf that is late is asked for a second time.
 
 use super::{super::peer::WINDOW_GAIN, *};
 use crate::swarm::peer::{Batch, Lane};
@@ -59,11 +59,13 @@ impl Swarm {
         }
         let takers = self.takers(now);
         while scarce && self.in_flight.scarce < total {
-            let Some(slot) = self.soonest(true) else { break };
+            let Some(slot) = self.soonest(now, true) else { break };
             self.ask(now, slot, takers);
         }
-        while self.in_flight.open < total {
-            let Some(slot) = self.soonest(false) else { break };
+        // the last leaves that only seeders have come sooner where little else comes beside them
+        let open = if self.in_flight.scarce > 0 && self.sees_the_end() { total / 2 } else { total };
+        while self.in_flight.open < open {
+            let Some(slot) = self.soonest(now, false) else { break };
             self.ask(now, slot, takers);
         }
         if self.in_flight.open >= total / 2 || self.held.is_empty() {
@@ -99,20 +101,29 @@ impl Swarm {
         ((self.meter.peak() * span * WINDOW_GAIN) as u64).max(self.config.least_total)
     }
 
-    /// Of a few peers that may be asked, the one that would answer soonest.
-    fn soonest(&mut self, only_seeders: bool) -> Option<u32> {
+    /// Whether all that seeders have is asked of them, or will be next.
+    fn sees_the_end(&self) -> bool {
+        self.horizon as usize == self.sizes.len()
+    }
+
+    /// Of a few peers that may be asked, the one that would answer soonest, by how fast it was; among many by what it said of
+    /// late of what waits there, and what is on its way from it already.
+    fn soonest(&mut self, now: Duration, only_seeders: bool) -> Option<u32> {
         let seeders = self.ready_seeders.len();
         let all = if only_seeders { seeders } else { seeders + self.ready_leechers.len() };
         if all == 0 {
             return None;
         }
-        let unknown = self.unknown_rate();
+        let (unknown, crowd) = (self.unknown_rate(), self.slots.len() as u64 > MANY);
         let mut best: Option<(f64, u32)> = None;
         for n in 0..PEER_SAMPLE.min(all) {
             let at = if all <= PEER_SAMPLE { n } else { self.draw(all) };
             let slot = if at < seeders { self.ready_seeders[at] } else { self.ready_leechers[at - seeders] };
             let Some(p) = self.at(slot) else { continue };
-            let eta = p.eta(256 << 10, unknown);
+            let eta = match p.told_wait(now).filter(|_| crowd && !p.late) {
+                Some(wait) => wait + p.in_flight as f64 / self.meter.peak().max(1.0),
+                None => p.eta(256 << 10, unknown),
+            };
             if best.is_none_or(|(b, _)| eta < b) {
                 best = Some((eta, slot));
             }
