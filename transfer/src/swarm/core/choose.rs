@@ -1,8 +1,9 @@
 //! Which leaf to ask whom for. Everything here is O(1) amortised: lists are sampled, not walked through.
 //!
-//! The order of thought: what readers are about to need comes before all else (`read`). Then seeders are asked for this leecher's own stripe of what only they have. Then, until enough
-//! is on its way, the peer that would answer soonest (of a few drawn) is asked for the rarest (of a few drawn) of the
-//! leaves that it has. At the end seeders are helped to get rid of their last leaves, and a leaf that is late is asked for a second time.
+//! The order of thought: what readers are about to need comes before all else (`read`). Then seeders are asked for this
+//! leecher's own stripe of what only they have. Then, until enough is on its way, the peer that would answer soonest (of a
+//! few drawn) is asked for the rarest (of a few drawn) of the leaves that it has; less of that while the last leaves of the
+//! seeders are on their way. At the end a leaf that is late is asked for a second time.
 
 use super::{super::peer::WINDOW_GAIN, *};
 use crate::swarm::peer::{Batch, Lane};
@@ -305,16 +306,16 @@ impl Swarm {
 
     /// A leaf that a late peer was asked for and `slot` has, to be asked for a second time: `slot` has nothing better to
     /// give. If the second one to be asked is late as well, it is told to stop. While other leaves are on their way,
-    /// those who are merely late keep theirs: in a crowd most of them are busy, and a second copy costs the others. Most of
-    /// all one from a seeder, which has leaves to send that nobody else has: it stands in for other seeders only.
+    /// those who are merely late keep theirs: in a crowd most of them are busy, and a second copy costs the others. One from
+    /// a seeder costs them most while it has leaves that nobody else has: then it stands in for other seeders only.
     fn pick_at_late(&mut self, slot: u32) -> Option<u32> {
         let p = self.at(slot).filter(|p| !p.late)?;
-        let sought = p.is_seeder() && !self.picker.only_at_seeders().is_empty() && self.starved.is_none();
+        let has_rare = p.is_seeder() && !self.picker.only_at_seeders().is_empty() && self.starved.is_none();
         let of_late: u64 = self.late.iter().filter_map(|slot| self.at(*slot)).map(|p| p.in_flight).sum();
         let urgent = self.picker.len() == 0 || self.starved.is_some() || self.in_flight.all() == of_late;
         let is_late = |(holder, _)| self.peer(holder).is_none_or(|h| h.late);
         let late = self.late.iter().filter_map(|late| self.at(*late));
-        let late = late.filter(|h| (urgent || h.snubbed) && (!sought || h.is_seeder()));
+        let late = late.filter(|h| (urgent || h.snubbed) && (!has_rare || h.is_seeder()));
         let each = (LATE_LOOKS / self.late.len().max(1)).max(1);
         let held = late.flat_map(|h| h.batches.values().flat_map(|b| b.leaves.iter().copied()).take(each));
         #[cfg(test)]
