@@ -448,7 +448,7 @@ impl Swarm {
             return true;
         }
         self.came_out(now, &out);
-        self.spoke(slot);
+        self.spoke(now, slot);
         if useful {
             self.ready(slot);
             self.tell_interest(slot);

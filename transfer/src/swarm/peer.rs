@@ -159,8 +159,8 @@ pub(super) struct Peer {
     pub(super) interested: bool,
     /// Counted as a leecher that owns a share of what only seeders have.
     pub(super) striped: bool,
-    /// The count of all announcements when it made its last one.
-    pub(super) spoke_at: u64,
+    /// The count of all announcements when it made its last one, and the time.
+    pub(super) spoke_at: (u64, Duration),
     /// Where it stands in the list of those that may be asked; `ABSENT` if it does not.
     pub(super) at_ready: u32,
     /// Leaves that it announced while they were listed; stale entries are dropped when met.
@@ -212,7 +212,7 @@ impl Peer {
             choked: false,
             interested: false,
             striped: false,
-            spoke_at: 0,
+            spoke_at: (0, now),
             at_ready: ABSENT,
             candidates: vec![],
             unscanned: None,

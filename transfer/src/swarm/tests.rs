@@ -307,16 +307,21 @@ fn the_same_inputs_give_the_same_actions() {
     assert_eq!(run(), run());
 }
 
-/// What `swarm` asks `peer` for, now.
-fn asks(swarm: &mut Swarm, now: Duration, peer: PeerIx) -> Vec<u32> {
-    let mut asked = vec![];
+/// What `swarm` asks `peer` for, now: leaves, each with its request.
+fn requests(swarm: &mut Swarm, now: Duration, peer: PeerIx) -> Vec<(BatchId, u32)> {
+    let mut out = vec![];
     while let Some(action) = swarm.poll_action(now) {
-        match action {
-            Action::Request { peer: p, leaves, .. } if p == peer => asked.extend(leaves),
-            _ => {}
+        if let Action::Request { peer: whom, batch, leaves } = action
+            && whom == peer
+        {
+            out.extend(leaves.into_iter().map(|leaf| (batch, leaf)));
         }
     }
-    asked
+    out
+}
+
+fn asks(swarm: &mut Swarm, now: Duration, peer: PeerIx) -> Vec<u32> {
+    requests(swarm, now, peer).into_iter().map(|(_, leaf)| leaf).collect()
 }
 
 #[test]
@@ -377,6 +382,34 @@ fn what_a_silent_leecher_owns_is_asked_for_by_others() {
         assert!(now < Duration::from_secs(60), "{done} of {count} leaves");
     }
     assert!(now < Duration::from_secs(10), "it took {now:?}");
+}
+
+/// Whoever comes to nothing for a moment keeps what it owns, however much the others announce meanwhile: it will ask for it.
+#[test]
+fn a_leecher_that_pauses_keeps_what_it_owns() {
+    let count = 2_000u32;
+    let mut s = swarm(vec![64 << 10; count as usize]);
+    let tags = [42, 77, 99];
+    for (ix, tag) in [(0, 5), (1, 77), (2, 99)] {
+        s.handle_peer(MS(0), PeerIx(ix), tag, MS(1));
+    }
+    assert!(s.handle_have(MS(0), PeerIx(0), &[0..count]));
+    let mut asked = BTreeSet::new();
+    // for 1.9 s, 100 leaves each second from the one, as many of our own, and nothing from the other
+    let mut theirs = (0..count).filter(|l| stripe_owner(*l, &tags) == 99);
+    for tick in 1..=190u64 {
+        let now = MS(10 * tick);
+        for (batch, leaf) in requests(&mut s, now, PeerIx(0)) {
+            assert_eq!(stripe_owner(leaf, &tags), 42, "leaf {leaf} at {now:?}");
+            asked.insert(leaf);
+            s.handle_bytes(now, PeerIx(0), 64 << 10);
+            assert!(s.handle_arrived(now, PeerIx(0), batch, leaf));
+            s.handle_verified(now, PeerIx(0), leaf);
+        }
+        let leaf = theirs.next().unwrap();
+        assert!(s.handle_have(now, PeerIx(2), &[leaf..leaf + 1]));
+    }
+    assert!(asked.len() > 20, "{} of its own", asked.len());
 }
 
 /// What is said holds for a while; whoever says nothing is judged by how fast it was.

@@ -2,8 +2,10 @@
 
 use super::{super::peer::Batch, *};
 
-/// A leecher is silent when the others have announced so many leaves each since its last one. It owns nothing then.
+/// A leecher is silent when the others have announced so many leaves each since its last one, and so much time has passed:
+/// where leaves are short or links fast, whoever is busy for a moment falls that far behind. It owns nothing then.
 const SILENT_AFTER: u64 = 16;
+const SILENT_FOR: Duration = Duration::from_secs(2);
 
 impl Swarm {
     /// Takes `leaf` out of a request's list; false if it is not in it.
@@ -223,10 +225,10 @@ impl Swarm {
     }
 
     /// Deals stripes anew for the leechers that came, changed or fell silent. O(leaves) for each.
-    pub(super) fn settle_leechers(&mut self) {
+    pub(super) fn settle_leechers(&mut self, now: Duration) {
         let (mut changed, mut joined) = (false, false);
         while let Some(slot) = self.unsettled.pop() {
-            let silent = self.is_silent(slot);
+            let silent = self.is_silent(now, slot);
             let Some(p) = &mut self.peers[slot as usize] else { continue };
             let counts = !p.is_seeder() && !silent;
             if counts != p.striped {
@@ -266,23 +268,22 @@ impl Swarm {
         }
     }
 
-    fn is_silent(&self, slot: u32) -> bool {
+    fn is_silent(&self, now: Duration, slot: u32) -> bool {
         let far = SILENT_AFTER * u64::from(self.leechers.max(1));
-        self.at(slot).is_some_and(|p| self.announced - p.spoke_at > far)
+        self.at(slot).is_some_and(|p| self.announced - p.spoke_at.0 > far && p.spoke_at.1 + SILENT_FOR < now)
     }
 
     /// A leecher announced something: it counts, and one of the others is looked at for having fallen silent.
-    pub(super) fn spoke(&mut self, slot: u32) {
+    pub(super) fn spoke(&mut self, now: Duration, slot: u32) {
         self.announced += 1;
-        let announced = self.announced;
         if let Some(p) = &mut self.peers[slot as usize] {
-            p.spoke_at = announced;
+            p.spoke_at = (self.announced, now);
             if !p.striped {
                 self.settle_later(slot);
             }
         }
         self.watch = (self.watch + 1) % self.peers.len().max(1) as u32;
-        if self.at(self.watch).is_some_and(|p| p.striped) && self.is_silent(self.watch) {
+        if self.at(self.watch).is_some_and(|p| p.striped) && self.is_silent(now, self.watch) {
             self.settle_later(self.watch);
         }
     }

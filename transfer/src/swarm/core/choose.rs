@@ -41,7 +41,7 @@ impl Swarm {
             return;
         }
         if !self.unsettled.is_empty() {
-            self.settle_leechers();
+            self.settle_leechers(now);
         }
         let scarce = !self.picker.only_at_seeders().is_empty();
         if self.scarce && !scarce {
