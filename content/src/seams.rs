@@ -84,6 +84,11 @@ impl Seams {
         self.found.pop_front()
     }
 
+    /// Whether the file is no archive. Known once its first block was handled: ask then, or never.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.next, Next::Done) && self.last == 0
+    }
+
     /// All seams before this offset have been found.
     pub fn known_to(&self) -> u64 {
         self.poll_read().map_or(u64::MAX, |(at, _)| at)

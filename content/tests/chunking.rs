@@ -121,16 +121,29 @@ fn lengths_gather_around_the_normal_size() {
     let data = random(b"lengths", 64 << 20);
     let chunks = sequential(&SHOAL_V1, &data);
     let mean = data.len() / chunks.len();
-    assert!((240 << 10..320 << 10).contains(&mean), "{mean}");
+    assert!((60 << 10..80 << 10).contains(&mean), "{mean}");
     assert!(!chunks.iter().any(|&(_, len)| len as usize == SHOAL_V1.max_chunk()), "forced cuts on random data");
+}
+
+/// A file over 512 MiB has chunks of four times the length; whatever is not longer, and every other profile, has its own.
+#[test]
+fn large_plain_files_have_longer_chunks() {
+    let large = SHOAL_V1.for_plain_file((512 << 20) + 1);
+    let data = random(b"large", 16 << 20);
+    let mean = data.len() / sequential(&large, &data).len();
+    assert!((240 << 10..320 << 10).contains(&mean), "{mean}");
+    assert_eq!(large.for_plain_file(u64::MAX), large);
+    assert_eq!(SHOAL_V1.for_plain_file(512 << 20), SHOAL_V1);
+    assert_eq!(UNIXFS_V1_2025.for_plain_file(u64::MAX), UNIXFS_V1_2025);
 }
 
 /// A profile is a promise: the same content has the same name in every version of this crate.
 #[test]
 fn shoal_v1_never_changes() {
     let data = random(b"shoal-v1", 3 << 20);
-    let lens: Vec<u32> = sequential(&SHOAL_V1, &data).iter().map(|&(_, len)| len).collect();
-    assert_eq!(lens, GOLDEN_LENGTHS);
+    let lens = |profile: &Profile| -> Vec<u32> { sequential(profile, &data).iter().map(|&(_, len)| len).collect() };
+    assert_eq!(lens(&SHOAL_V1), GOLDEN_LENGTHS);
+    assert_eq!(lens(&SHOAL_V1.for_plain_file(1 << 30)), GOLDEN_LARGE_LENGTHS);
     let mut blocks = Blocks::default();
     let file = blocks.file(&SHOAL_V1, &data, false);
     let program = blocks.file(&SHOAL_V1, b"#!/bin/sh\n", true);
@@ -141,9 +154,14 @@ fn shoal_v1_never_changes() {
     assert_eq!(blocks.directory(&SHOAL_V1, Vec::new()).cid.to_string(), GOLDEN_EMPTY_DIRECTORY);
 }
 
-const GOLDEN_LENGTHS: &[u32] =
+const GOLDEN_LENGTHS: &[u32] = &[
+    60713, 43026, 67680, 75469, 49939, 92965, 76736, 74117, 74195, 22819, 77825, 94784, 75782, 77320, 55157, 66589,
+    104903, 88995, 79375, 67584, 74960, 80789, 97152, 82533, 120867, 99842, 90109, 72390, 72439, 76286, 65986, 100378,
+    117292, 120153, 91530, 74081, 86463, 67112, 22532, 67032, 39829,
+];
+const GOLDEN_LARGE_LENGTHS: &[u32] =
     &[103739, 193088, 307548, 263282, 338289, 326742, 319294, 475645, 313163, 271062, 127015, 106861];
-const GOLDEN_ROOT: &str = "bafyb4ibtdlcek2oes6qm3m3jhafddgwox4ssqzpupu42wtnj3xbpx3i674";
+const GOLDEN_ROOT: &str = "bafyb4ia2mpsqtqwbhuoamnts6cthachcsh6nxbuwees4ujtrm5vfz62vme";
 const GOLDEN_EMPTY_DIRECTORY: &str = "bafyb4igcwu4aknzxeunla7d6swhtgjcpcdpi7hk5twl4ubnlczrqh3gmme";
 
 #[test]

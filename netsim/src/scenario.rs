@@ -124,14 +124,18 @@ pub struct Scenario {
     pub bound: &'static str,
 }
 
-/// Leaves as FastCDC with 64 KiB / 256 KiB / 1 MiB cuts them: cut points are rare up to the average and frequent after.
+/// Files over so many bytes are cut into chunks of this normal size, others into those of a quarter of it.
+const LARGE: (u64, f64) = (512 << 20, 262_144.0);
+
+/// Leaves as FastCDC cuts a file under Shoal's profile: cut points are rare up to the normal size and frequent after.
 pub fn leaf_sizes(rng: &mut Rng, bytes: u64) -> Vec<u32> {
-    const KIB: f64 = 1024.0;
+    let normal = if bytes > LARGE.0 { LARGE.1 } else { LARGE.1 / 4.0 };
+    let (min, max) = (normal / 4.0, normal * 4.0);
     let (mut left, mut sizes) = (bytes, vec![]);
     while left > 0 {
-        let mut size = 64.0 * KIB + rng.exponential(512.0 * KIB);
-        if size > 256.0 * KIB {
-            size = (256.0 * KIB + rng.exponential(128.0 * KIB)).min(1024.0 * KIB);
+        let mut size = min + rng.exponential(2.0 * normal);
+        if size > normal {
+            size = (normal + rng.exponential(normal / 2.0)).min(max);
         }
         let size = (size as u64).min(left);
         sizes.push(size as u32);
@@ -224,12 +228,15 @@ mod tests {
 
     #[test]
     fn leaves_look_like_fastcdc() {
-        let sizes = leaf_sizes(&mut Rng::new(1), 500_000_000);
-        assert_eq!(sizes.iter().map(|s| u64::from(*s)).sum::<u64>(), 500_000_000);
-        let (last, body) = sizes.split_last().unwrap();
-        assert!(*last > 0 && body.iter().all(|s| (64 << 10..=1 << 20).contains(s)));
-        let mean = 500_000_000 / sizes.len();
-        assert!((240_000..360_000).contains(&mean), "{mean}");
+        for (bytes, kib) in [(500_000_000, 16), (600_000_000, 64)] {
+            let sizes = leaf_sizes(&mut Rng::new(1), bytes);
+            assert_eq!(sizes.iter().map(|s| u64::from(*s)).sum::<u64>(), bytes);
+            let (last, body) = sizes.split_last().unwrap();
+            assert!(*last > 0 && body.iter().all(|s| (kib << 10..=kib << 14).contains(s)));
+            // FastCDC's mean on random data is 1.1 times the normal size
+            let mean = bytes as f64 / sizes.len() as f64 / f64::from(kib << 12);
+            assert!((0.95..1.35).contains(&mean), "{mean}");
+        }
     }
 
     #[test]

@@ -141,14 +141,16 @@ impl Room {
         }
     }
 
-    /// Puts a block of the root.
+    /// Puts a block of the root. What room was made for may take from the reserve what records and index need beside it.
     pub(crate) fn put(&self, cid: &Cid, bytes: &[u8]) -> Result<(), StoreError> {
         let (used, quota) = (self.inner.used_bytes(), &self.inner.quota);
         let needed = bytes.len() as u64;
+        let made = lock(&quota.cache).coming.get(&self.root).is_some_and(|coming| *coming >= needed);
+        let most = if made { quota.limit() } else { quota.for_cached() };
         let is_here = || -> Result<bool, StoreError> {
             Ok(self.inner.locate(cid)?.iter().any(|loc| matches!(loc.place, Place::Pack(_))))
         };
-        if used + needed > quota.for_cached() && !is_here()? {
+        if used + needed > most && !is_here()? {
             return Err(StoreError::OverQuota { quota: quota.limit(), used, needed });
         }
         self.inner.put(cid, bytes)?;

@@ -160,7 +160,7 @@ fn collect_what_no_root_reaches(bench: &Bench) {
     assert!(done.blocks > 3000 && done.files > 3000 && done.packs > 0, "{done:?}");
     let after = store.stats().unwrap();
     assert!(after.pack_bytes < before.pack_bytes / 4, "{before:?} {after:?}");
-    assert!(after.bases == 1 && after.files < 20 && after.blocks < 100, "{after:?}");
+    assert!(after.bases == 1 && after.files < 20 && after.blocks < 200, "{after:?}");
     whole(&store, &b.root);
     assert!(store.manifest(&a.root).is_err());
     assert!(store.take_damage().is_empty());

@@ -87,6 +87,35 @@ fn a_big_file_cut_on_many_threads_has_the_chunks_of_a_sequential_cut() {
     }
 }
 
+/// How a large file is cut depends on its length and on whether it is an archive: not on threads, nor on what is around it.
+#[test]
+fn a_large_file_has_longer_chunks_and_an_archive_has_not() {
+    let bench = Bench::new();
+    let mut profile = SHOAL_V1;
+    profile.large = profile.large.map(|(_, chunking)| (4 << 20, chunking));
+    let contents = noise(1, 8 << 20);
+    let mut tar = Tar::default();
+    tar.file("contents", 0, &contents);
+    fs::create_dir(bench.path("tree")).unwrap();
+    fs::write(bench.path("tree/file"), &contents).unwrap();
+    fs::write(bench.path("small"), &contents[..4 << 20]).unwrap();
+    fs::write(bench.path("tar"), tar.end()).unwrap();
+    let chunks = |what: &str| {
+        let [one, three] = [1, 3].map(|threads| {
+            let options = ImportOptions { threads, ..ImportOptions::default() };
+            let store = bench.store(&format!("{} {threads}", what.replace('/', " ")));
+            let never = AtomicBool::new(false);
+            import(&store, &bench.path(what), &profile, &options, &|_| {}, &never).unwrap()
+        });
+        assert_eq!(one, three, "{what}");
+        one.chunks
+    };
+    assert_eq!(chunks("tree"), chunks("tree/file"));
+    assert!((20..45).contains(&chunks("tree/file")), "{} of 256 KiB", chunks("tree/file"));
+    assert!((45..90).contains(&chunks("small")), "{} of 64 KiB", chunks("small"));
+    assert!((90..180).contains(&chunks("tar")), "{} of 64 KiB", chunks("tar"));
+}
+
 #[test]
 fn a_profile_of_fixed_chunks_works_too() {
     let bench = Bench::new();

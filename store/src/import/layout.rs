@@ -32,6 +32,12 @@ impl<'a> Layout<'a> {
         Self { opened, seams, found: VecDeque::new(), page: Page::default() }
     }
 
+    /// Whether the file is no archive. Looks at its first block; to be asked before anything else.
+    pub(super) fn is_plain(&mut self) -> Result<bool, ImportError> {
+        self.find(1, 0, &[])?;
+        Ok(self.seams.is_plain())
+    }
+
     /// Finds all seams before `until`. `window` holds the bytes of the file from `at` on.
     pub(super) fn find(&mut self, until: u64, at: u64, window: &[u8]) -> Result<(), ImportError> {
         while let Some((offset, len)) = self.seams.poll_read().filter(|_| self.seams.known_to() < until) {

@@ -11,7 +11,7 @@ use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
-use shoal_content::{Cid, Stitch, Stitched};
+use shoal_content::{Cid, Profile, Stitch, Stitched};
 
 use super::{
     ImportError, Run,
@@ -64,15 +64,18 @@ where
     E: FnMut(Cid, u32) -> Result<(), ImportError> + Send,
 {
     let size = opened.stamp.size;
+    let mut layout = Layout::new(opened, run.profile);
+    let profile = if layout.is_plain()? { run.profile.for_plain_file(size) } else { *run.profile };
     let segment =
         (size / (run.threads as u64 * 8)).clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES).next_multiple_of(1 << 20);
     let count = size.div_ceil(segment);
     let job = Job {
         run,
+        profile,
         opened,
         segment,
         count,
-        ahead: Mutex::new(Ahead { next: 0, layout: Layout::new(opened, run.profile) }),
+        ahead: Mutex::new(Ahead { next: 0, layout }),
         order: Mutex::new(Order { next: 0, done: BTreeMap::new(), stitcher: Some((Stitch::new(), emit)) }),
         moved: Condvar::new(),
     };
@@ -96,6 +99,7 @@ where
 
 struct Job<'a, E> {
     run: &'a Run<'a>,
+    profile: Profile,
     opened: &'a Opened,
     segment: u64,
     count: u64,
@@ -120,7 +124,7 @@ where
     }
 
     fn work_until_error(&self) -> Result<(), ImportError> {
-        let mut window = Window::new(self.run.profile);
+        let mut window = Window::new(&self.profile);
         loop {
             let Some(taken) = self.take()? else { return Ok(()) };
             let index = taken.index;
@@ -143,7 +147,7 @@ where
             return Ok(None);
         }
         let start = index * self.segment;
-        ahead.layout.find(start + self.segment + self.run.profile.max_chunk() as u64, 0, &[])?;
+        ahead.layout.find(start + self.segment + self.profile.max_chunk() as u64, 0, &[])?;
         ahead.next += 1;
         Ok(Some(Taken { index, seams: ahead.layout.all_after(start) }))
     }
@@ -154,7 +158,7 @@ where
         let seams = &cuts.seams;
         window.chunks(
             self.opened,
-            self.run.profile,
+            &self.profile,
             start,
             start + self.segment,
             |at, _| Ok(seam_after(seams, at)),
@@ -207,7 +211,7 @@ where
             &cuts.lens,
             |offset| {
                 let seam = seam_after(&cuts.seams, offset);
-                let (cid, len) = window.chunk_at(self.opened, self.run.profile, offset, seam)?;
+                let (cid, len) = window.chunk_at(self.opened, &self.profile, offset, seam)?;
                 recut.set(Some(cid));
                 Ok(len)
             },

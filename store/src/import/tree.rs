@@ -110,8 +110,11 @@ impl Scratch {
     }
 }
 
-/// Imports a file on this thread.
+/// Imports a file on this thread, unless its length has a say in how it is cut.
 fn small(run: &Run<'_>, opened: &Opened, rel: &str, scratch: &mut Scratch) -> Result<Link, ImportError> {
+    if run.profile.large.is_some_and(|(over, _)| opened.stamp.size > over) {
+        return big(run, opened, rel);
+    }
     let Scratch { window, refs, blocks } = scratch;
     refs.clear();
     let mut file = Staging::new(run, opened, rel, refs, blocks);
