@@ -17,6 +17,7 @@ use crate::{
 use fixedbitset::FixedBitSet;
 use shoal_transfer::{
     choke::{Account, Choker, Policy, Verdict},
+    haves::Haves,
     swarm::{Action, BatchId, PeerIx, Swarm, SwarmConfig},
     turns::{TurnId, Turns},
 };
@@ -73,7 +74,7 @@ enum Event {
     },
     Have {
         from: u32,
-        leaf: u32,
+        leaves: Vec<u32>,
         /// What the sender knows of how long requests wait there.
         load: Option<Duration>,
     },
@@ -93,6 +94,7 @@ enum Event {
         turn: TurnId,
     },
     Timer(u32),
+    HaveTimer(u32),
     ChokeTimer(u32),
     TurnTimer(u32),
 }
@@ -130,6 +132,8 @@ struct Node {
     /// Requests on their way: whom, and how many leaves are still to come.
     open: BTreeMap<BatchId, (u32, usize)>,
     timer: u64,
+    fresh: Haves,
+    have_timer: u64,
     done_at: Option<u64>,
     conns: BTreeMap<u32, Conn>,
     turns: Turns<u32>,
@@ -207,6 +211,8 @@ impl World {
                     neighbours: BTreeSet::new(),
                     open: BTreeMap::new(),
                     timer: u64::MAX,
+                    fresh: Haves::default(),
+                    have_timer: u64::MAX,
                     done_at: None,
                     conns: BTreeMap::new(),
                     turns: Turns::default(),
@@ -313,7 +319,7 @@ impl World {
                     self.drive(client);
                 }
             }
-            Event::Have { from, leaf, load } => self.have(from, leaf, load),
+            Event::Have { from, leaves, load } => self.have(from, &leaves, load),
             Event::Interested { from, to, yes } => {
                 if self.nodes[to as usize].neighbours.contains(&from) {
                     let verdicts = self.nodes[to as usize].choker.handle_interested(now, from, yes);
@@ -329,6 +335,10 @@ impl World {
             Event::Acknowledged { server, turn } => self.turn_ended(server, turn),
             Event::TurnTimer(node) => self.turn_timer(node),
             Event::Timer(node) => self.timer(node),
+            Event::HaveTimer(node) => {
+                self.nodes[node as usize].have_timer = u64::MAX;
+                self.announce(node);
+            }
             Event::ChokeTimer(node) => {
                 self.nodes[node as usize].choke_timer = u64::MAX;
                 let verdicts = self.nodes[node as usize].choker.handle_timeout(now);
@@ -461,8 +471,8 @@ impl World {
                 node.have.insert(leaf as usize);
                 if node.plan.kind == Kind::Leecher {
                     self.seen.insert(leaf as usize);
-                    let load = node.turns.backlog();
-                    self.soon(Event::Have { from: client, leaf, load });
+                    node.fresh.handle_leaf(leaf);
+                    self.announce(client);
                 }
             }
         }
@@ -472,12 +482,33 @@ impl World {
         }
     }
 
-    fn have(&mut self, from: u32, leaf: u32, load: Option<Duration>) {
+    /// Tells others what came to `id`, if it is time to.
+    fn announce(&mut self, id: u32) {
+        let now = Duration::from_nanos(self.now);
+        let node = &mut self.nodes[id as usize];
+        let whole = node.swarm.as_ref().is_none_or(|swarm| swarm.is_complete());
+        let rare = |leaf: &u32| node.swarm.as_ref().is_some_and(|swarm| swarm.is_rare(*leaf));
+        let urgent = whole || node.fresh.waiting().iter().any(rare);
+        let leaves = node.fresh.poll_announce(now, node.neighbours.len(), urgent);
+        if !leaves.is_empty() {
+            let load = node.turns.backlog();
+            self.soon(Event::Have { from: id, leaves, load });
+        } else if let Some(at) = node.fresh.poll_timeout(node.neighbours.len()) {
+            let at = (at.as_nanos() as u64).max(self.now + 1);
+            if at < node.have_timer {
+                node.have_timer = at;
+                self.at(at, Event::HaveTimer(id));
+            }
+        }
+    }
+
+    fn have(&mut self, from: u32, leaves: &[u32], load: Option<Duration>) {
+        let ranges: Vec<Range<u32>> = leaves.iter().map(|leaf| *leaf..*leaf + 1).collect();
         let now = Duration::from_nanos(self.now);
         let neighbours: Vec<u32> = self.nodes[from as usize].neighbours.iter().copied().collect();
         for peer in &neighbours {
             if let Some(swarm) = &mut self.nodes[*peer as usize].swarm {
-                if !swarm.handle_have(now, PeerIx(from), &[leaf..leaf + 1]) {
+                if !swarm.handle_have(now, PeerIx(from), &ranges) {
                     unreachable!("haves are of the same content");
                 }
                 if let Some(load) = load {

@@ -387,7 +387,8 @@ impl Hub {
             Stage::Running(running) => running.swarm.poll_timeout(),
             _ => None,
         });
-        swarms.chain(self.choker.poll_timeout()).chain(self.agenda.poll_timeout()).min()
+        let haves = self.roots.values().filter_map(|r| r.fresh.poll_timeout(r.members.len()));
+        swarms.chain(haves).chain(self.choker.poll_timeout()).chain(self.agenda.poll_timeout()).min()
     }
 
     fn stalls(&mut self) {
@@ -395,6 +396,9 @@ impl Hub {
         for (cid, r) in &mut self.roots {
             if let Some(running) = r.fetch.as_mut().and_then(|f| f.running()) {
                 running.swarm.handle_timeout(now);
+                self.touched.insert(*cid);
+            }
+            if r.fresh.poll_timeout(r.members.len()).is_some_and(|at| at <= now) {
                 self.touched.insert(*cid);
             }
         }

@@ -2,7 +2,7 @@
 //! that runs. No IO.
 
 use super::{LinkId, fetch::FetchState};
-use crate::{api::PeerAddr, swarm::PeerIx};
+use crate::{api::PeerAddr, haves::Haves, swarm::PeerIx};
 use fixedbitset::FixedBitSet;
 use shoal_content::Manifest;
 use shoal_net::PeerId;
@@ -102,7 +102,7 @@ pub(super) struct Root {
     pub(super) have: FixedBitSet,
     /// Leaves in `have` that members have not been told of, and leaves that they have not been told are gone. What became of
     /// them meanwhile, `have` says.
-    pub(super) fresh: Vec<u32>,
+    pub(super) fresh: Haves,
     pub(super) gone: Vec<u32>,
     /// Served for its own sake, not only while it is fetched.
     pub(super) seeding: bool,
@@ -136,7 +136,7 @@ impl Root {
     pub(super) fn gained(&mut self, leaves: impl IntoIterator<Item = u32>) {
         for leaf in leaves {
             if (leaf as usize) < self.have.len() && !self.have.put(leaf as usize) {
-                self.fresh.push(leaf);
+                self.fresh.handle_leaf(leaf);
             }
         }
     }

@@ -329,6 +329,11 @@ impl Swarm {
         self.progress.leaves_done == self.progress.leaves_wanted
     }
 
+    /// Whether no leecher has announced `leaf`.
+    pub fn is_rare(&self, leaf: u32) -> bool {
+        (leaf as usize) < self.sizes.len() && self.picker.availability(leaf) == 0
+    }
+
     /// Whether `leaf` is in place.
     pub fn has(&self, leaf: u32) -> bool {
         self.leaves.get(leaf as usize) == Some(&Leaf::Done)

@@ -61,13 +61,21 @@ impl Hub {
         }
     }
 
-    /// Tells members which leaves came, and which went.
+    /// Tells members which leaves came, if it is time to, and which went.
     pub(super) fn announce(&mut self, root: Cid) {
+        let now = self.now();
         let Some(r) = self.roots.get_mut(&root) else { return };
-        if r.fresh.is_empty() && r.gone.is_empty() {
+        if r.fresh.waiting().is_empty() && r.gone.is_empty() {
             return;
         }
-        let (mut fresh, mut gone) = (std::mem::take(&mut r.fresh), std::mem::take(&mut r.gone));
+        let swarm = r.fetch.as_mut().and_then(|f| f.running()).map(|running| &running.swarm);
+        let rare = swarm.is_some_and(|swarm| r.fresh.waiting().iter().any(|leaf| swarm.is_rare(*leaf)));
+        let urgent = rare || r.have.is_full() || !r.gone.is_empty();
+        let mut fresh = r.fresh.poll_announce(now, r.members.len(), urgent);
+        let mut gone = std::mem::take(&mut r.gone);
+        if fresh.is_empty() && gone.is_empty() {
+            return;
+        }
         gone.retain(|leaf| !r.have.contains(*leaf as usize));
         fresh.retain(|leaf| r.have.contains(*leaf as usize));
         let pack = |leaves: &mut Vec<u32>| {
