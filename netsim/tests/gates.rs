@@ -39,23 +39,23 @@ fn a_run_is_the_same_bit_for_bit() {
 #[test]
 fn one_and_two_leechers() {
     gate(base(1), 1.02, 1.001, 0.001);
-    gate(base(2), 1.05, 1.02, 0.005);
+    gate(base(2), 1.03, 1.01, 0.005);
 }
 
 #[test]
 fn ten_equal_leechers() {
-    gate(base(10), 1.13, 1.08, 0.01);
+    gate(base(10), 1.08, 1.05, 0.005);
 }
 
 #[test]
 fn two_dozen_equal_leechers() {
-    gate(base(24), 1.16, 1.13, 0.012);
+    gate(base(24), 1.12, 1.07, 0.006);
 }
 
-/// Where every answer went at once this was 1.43 and 1.37, and 1.27 where nobody said how long requests wait.
+/// With leaves of 280 KiB instead of 72 this was 1.22, and 1.27 where nobody said how long requests wait.
 #[test]
 fn a_hundred_equal_leechers() {
-    gate(base(100), 1.25, 1.24, 0.015);
+    gate(base(100), 1.19, 1.12, 0.008);
 }
 
 /// Answers that wait for their turn must not look stalled where leaves take long.
@@ -67,20 +67,20 @@ fn slow_links() {
 
 #[test]
 fn mixed_links() {
-    gate(Options { mixed: true, ..base(10) }, 1.17, 1.25, 0.015);
-    gate(Options { mixed: true, ..base(24) }, 1.19, 1.40, 0.02);
+    gate(Options { mixed: true, ..base(10) }, 1.09, 1.22, 0.01);
+    gate(Options { mixed: true, ..base(24) }, 1.10, 1.35, 0.015);
 }
 
 #[test]
 fn churn() {
-    gate(Options { churn: 0.2, ..base(10) }, 1.12, 1.25, 0.015);
-    gate(Options { churn: 0.2, ..base(50) }, 1.29, 1.27, 0.015);
+    gate(Options { churn: 0.2, ..base(10) }, 1.10, 1.12, 0.01);
+    gate(Options { churn: 0.2, ..base(50) }, 1.22, 1.18, 0.01);
 }
 
 #[test]
 fn late_joiners() {
-    gate(Options { late: 0.3, ..base(10) }, 1.17, 1.10, 0.01);
-    gate(Options { late: 0.3, ..base(24) }, 1.22, 1.10, 0.01);
+    gate(Options { late: 0.3, ..base(10) }, 1.09, 1.08, 0.006);
+    gate(Options { late: 0.3, ..base(24) }, 1.19, 1.08, 0.006);
 }
 
 #[test]
@@ -107,10 +107,10 @@ fn free_riders_come_last_where_uplinks_are_reciprocal() {
 fn corrupters_are_dropped_by_everybody() {
     let options = Options { corrupters: 2, ..base(10) };
     assert_eq!(run(options.clone()).drops, 20);
-    gate(options, 1.15, 1.15, 0.02);
+    gate(options, 1.08, 1.06, 0.008);
 }
 
 #[test]
 fn the_seed_may_leave_after_one_copy() {
-    gate(Options { seed_leaves: true, ..base(10) }, 1.15, 1.03, 0.01);
+    gate(Options { seed_leaves: true, ..base(10) }, 1.09, 1.03, 0.005);
 }

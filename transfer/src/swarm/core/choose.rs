@@ -24,9 +24,9 @@ const LATE_SAMPLE: usize = 32;
 const LATE_LOOKS: usize = 512;
 /// Bytes that are asked of seeders by all leechers together, at least: with more at once each leaf would take longer to
 /// come out, and what has come out is what the others live on.
-const LEAST_AHEAD: u64 = 3 << 19;
+const LEAST_AHEAD: u64 = 1 << 18;
 /// That many seconds of what comes out may be asked for ahead.
-const AHEAD: f64 = 0.4;
+const AHEAD: f64 = 0.2;
 /// A leaf with few holders is asked for by so many leechers for each of them, at first.
 const TAKERS: u64 = 4;
 /// When too little else is to be had, the number of takers doubles as often as this.
