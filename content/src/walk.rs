@@ -11,7 +11,7 @@ use crate::{Cid, Codec, DecodeError, MAX_BLOCK_BYTES, Manifest, Node, PathError,
 pub struct WalkLimits {
     /// Most distinct nodes. A file of 1 TiB has 4,000; every directory is one or more.
     pub nodes: usize,
-    /// Most distinct leaves. 1 TiB in chunks of 256 KiB has 4 million.
+    /// Most distinct leaves. 1 TiB in chunks of 72 KiB has 15 million, in those of large files 4.
     pub leaves: usize,
     /// Most entries (files, directories, symlinks).
     pub entries: usize,
@@ -27,7 +27,7 @@ impl Default for WalkLimits {
     fn default() -> Self {
         Self {
             nodes: 1 << 20,
-            leaves: 1 << 23,
+            leaves: 1 << 24,
             entries: 1 << 21,
             path_bytes: 256 << 20,
             extents: 1 << 24,

@@ -24,7 +24,9 @@ const LATE_SAMPLE: usize = 32;
 const LATE_LOOKS: usize = 512;
 /// Bytes that are asked of seeders by all leechers together, at least: with more at once each leaf would take longer to
 /// come out, and what has come out is what the others live on.
-const LEAST_AHEAD: u64 = 1 << 18;
+const LEAST_AHEAD: u64 = 1 << 19;
+/// The same in leaves, of the mean length: with fewer, a few leechers would hold up all others.
+const LEAST_LEAVES_AHEAD: u64 = 6;
 /// That many seconds of what comes out may be asked for ahead.
 const AHEAD: f64 = 0.2;
 /// A leaf with few holders is asked for by so many leechers for each of them, at first.
@@ -52,7 +54,8 @@ impl Swarm {
         self.serve_readers(now);
         if scarce && !self.on_demand {
             let ahead = (self.outflow.peak() * AHEAD * WINDOW_GAIN) as u64;
-            self.look_ahead(ahead.max(LEAST_AHEAD));
+            let leaf = self.progress.bytes_wanted / u64::from(self.progress.leaves_wanted.max(1));
+            self.look_ahead(ahead.max(LEAST_AHEAD).max(LEAST_LEAVES_AHEAD * leaf));
         }
         if self.announced >= self.released + RELEASE_EVERY && self.in_flight.open < total {
             self.released = self.announced;
