@@ -152,8 +152,9 @@ impl Configs {
         t.stream_receive_window(limits.stream_window_bytes.into());
         t.receive_window(alpn.receive_window_bytes.into());
         t.send_window(alpn.send_window_bytes);
-        // Responses are finished one after another: a block that is whole is worth more than two halves.
-        t.send_fairness(false);
+        // Strictly by priority, packet by packet: without it a stream that has begun is sent to its end first, whatever
+        // waits with a higher one.
+        t.send_fairness(true);
         t.datagram_receive_buffer_size(None);
         t.max_idle_timeout(limits.idle_timeout.try_into().ok());
         t.keep_alive_interval(Some(limits.keep_alive));

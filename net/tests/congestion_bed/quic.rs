@@ -72,7 +72,7 @@ fn transport(cc: Congestion) -> Arc<TransportConfig> {
     t.stream_receive_window((2u32 << 20).into());
     t.receive_window((32u32 << 20).into());
     t.send_window(32 << 20);
-    t.send_fairness(false);
+    t.send_fairness(true);
     t.initial_mtu(1_200);
     t.datagram_receive_buffer_size(None);
     t.max_idle_timeout(Some(Duration::from_secs(300).try_into().unwrap()));

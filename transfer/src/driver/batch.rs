@@ -3,7 +3,7 @@
 
 use super::{
     Input,
-    link::LinkShared,
+    link::{self, LinkShared},
     throttle::{Throttle, Way},
 };
 use crate::{
@@ -247,6 +247,7 @@ impl BatchRun {
 
     async fn answers(&self) -> Result<End, End> {
         let (mut send, mut recv) = self.connection.quinn().open_bi().await.map_err(|_| End::Lost)?;
+        send.set_priority(link::REQUESTS).map_err(|_| End::Lost)?;
         let leaves = LeafSet::pack(self.leaves.iter().copied());
         let [leaves] = &leaves[..] else {
             // the scheduler's limits keep a request inside one set

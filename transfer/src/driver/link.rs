@@ -13,7 +13,7 @@ use shoal_net::{CLOSE_NORMAL, Connection, PeerId};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -31,6 +31,11 @@ const WRITER_QUEUE: usize = 8;
 /// Leaves of one peer that are being read at once. A peer answers one request after another; lost packets may put the
 /// beginning of an answer before the end of the one before. Whoever mixes more answers stalls by its own fault.
 const LEAVES_READ_AT_ONCE: usize = 2;
+
+/// Priority of the control stream: haves, chokes and cancelled requests are worth most while they are fresh.
+const CONTROL: i32 = 2;
+/// Priority of requests: what is asked for comes a round trip later, and their few bytes cost the answers nothing.
+pub(super) const REQUESTS: i32 = 1;
 
 /// How the reason begins of an end that the peer is to blame for.
 pub(super) const PROTOCOL_FAULT: &str = "protocol fault";
@@ -55,6 +60,8 @@ pub(super) struct LinkShared {
     pub(super) buckets: Buckets,
     /// The shortest round trip seen.
     rtt_micros: AtomicU64,
+    /// Priority of the next answer, see [`answer_priority`](Self::answer_priority).
+    next_answer: AtomicI32,
     /// Leaves of this peer that are being read: [`LEAVES_READ_AT_ONCE`].
     pub(super) reading: Semaphore,
     /// The place of a connection whose windows were widened.
@@ -74,7 +81,17 @@ impl LinkShared {
             rtt_micros: AtomicU64::new(connection.quinn().rtt().as_micros() as u64),
             reading: Semaphore::new(LEAVES_READ_AT_ONCE),
             wide: OnceLock::new(),
+            next_answer: AtomicI32::new(0),
         }
+    }
+
+    /// The priority of an answer that begins now: below all earlier ones. So answers are finished one after another, for a
+    /// leaf that is whole is worth more than two halves, and what was lost of an earlier one is sent again before what is new.
+    /// quinn would queue it behind all that waits, some round trips' worth on a long path.
+    pub(super) fn answer_priority(&self) -> i32 {
+        let less = |at: i32| Some(at.saturating_sub(1));
+        // after two thousand million answers they share the lowest
+        self.next_answer.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).unwrap_or(i32::MIN)
     }
 
     /// What this connection has shown of what compressing costs and saves. Held for moments.
@@ -190,8 +207,7 @@ async fn write_control(connection: &Connection, mut queue: mpsc::Receiver<Bytes>
         Ok(stream) => stream,
         Err(error) => return closed_by(&error),
     };
-    // control messages overtake data
-    if stream.set_priority(1).is_err() {
+    if stream.set_priority(CONTROL).is_err() {
         return closed_by(&connection.quinn().closed().await);
     }
     while let Some(bytes) = queue.recv().await {

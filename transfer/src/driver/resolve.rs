@@ -2,7 +2,7 @@
 //! peer brought is kept when the next one goes on. Where other content is here, a peer is asked for the names of all nodes
 //! first, so that a next version moves only nodes that are new.
 
-use super::Input;
+use super::{Input, link};
 use crate::{
     api::{Compression, FetchError},
     wire::{self, LeafSet, PACK_HEAD_BYTES, PackHead, PackKind, Request, code},
@@ -317,6 +317,7 @@ fn take(
 /// Opens a request; `None` where the connection does not take it.
 async fn request(from: &Connection, request: &Request) -> Option<RecvStream> {
     let (mut send, recv) = from.quinn().open_bi().await.ok()?;
+    send.set_priority(link::REQUESTS).ok()?;
     send.write_all(&request.encode()).await.ok()?;
     send.finish().ok()?;
     Some(recv)
