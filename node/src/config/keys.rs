@@ -95,7 +95,7 @@ impl Default for Settings {
             scrub_every: Duration::from_secs(30 * 24 * 3600),
             quota_bytes: 0,
             import_threads: cores.min(16),
-            worker_threads: cores.clamp(2, 64),
+            worker_threads: (cores / 2).clamp(1, 32),
         }
     }
 }
@@ -330,8 +330,8 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "worker_threads",
         unit: "count",
-        help: "Threads that do network and scheduling work. Default: one for each core, at least 2.",
-        set: |settings, raw| small(raw, 2..=256, "").map(|count| settings.worker_threads = count),
+        help: "Threads that do network and scheduling work. Default: one for every two cores; what hashes, reads and writes has its own.",
+        set: |settings, raw| small(raw, 1..=256, "").map(|count| settings.worker_threads = count),
         show: |settings| number(settings.worker_threads as u64),
     },
 ];

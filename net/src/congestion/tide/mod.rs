@@ -24,8 +24,10 @@ use std::{
 
 /// Never fewer packets in flight: fewer than this cannot find a loss without a time-out.
 const MIN_WINDOW_PACKETS: u64 = 4;
-/// First window of a path longer than [`LONG_PATH`], packets. Paced over one round trip, it is no burst.
-const LONG_PATH_PACKETS: u64 = 32;
+/// First window of a path longer than [`LONG_PATH`]: what fills one of so many bytes per second, within these bounds in
+/// packets. Paced over one round trip, it is no burst.
+const LONG_PATH_RATE: f64 = 1e6;
+const LONG_PATH_PACKETS: (u64, u64) = (32, 128);
 const LONG_PATH: Duration = Duration::from_millis(10);
 /// Window growth at start, per byte acknowledged: doubling each round trip.
 const STARTUP_GROWTH: f64 = 1.0;
@@ -398,7 +400,8 @@ impl Tide {
             _ => self.start.burst = Some((sent, now)),
         }
         if self.window == self.initial_window && self.least_rtt() >= LONG_PATH {
-            self.window = self.window.max(LONG_PATH_PACKETS * self.mtu);
+            let (least, most) = (LONG_PATH_PACKETS.0 * self.mtu, LONG_PATH_PACKETS.1 * self.mtu);
+            self.window = self.window.max((self.bdp(LONG_PATH_RATE) as u64).clamp(least, most));
         }
     }
 
