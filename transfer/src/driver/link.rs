@@ -13,7 +13,7 @@ use shoal_net::{CLOSE_NORMAL, Connection, PeerId};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -60,6 +60,8 @@ pub(super) struct LinkShared {
     pub(super) buckets: Buckets,
     /// The shortest round trip seen.
     rtt_micros: AtomicU64,
+    /// Requests that have gone by, either way.
+    looks: AtomicU32,
     /// Priority of the next answer, see [`answer_priority`](Self::answer_priority).
     next_answer: AtomicI32,
     /// Leaves of this peer that are being read: [`LEAVES_READ_AT_ONCE`].
@@ -81,6 +83,7 @@ impl LinkShared {
             rtt_micros: AtomicU64::new(connection.quinn().rtt().as_micros() as u64),
             reading: Semaphore::new(LEAVES_READ_AT_ONCE),
             wide: OnceLock::new(),
+            looks: AtomicU32::new(0),
             next_answer: AtomicI32::new(0),
         }
     }
@@ -224,6 +227,8 @@ async fn write_control(connection: &Connection, mut queue: mpsc::Receiver<Bytes>
 
 /// From this round trip on, a path needs more bytes in flight than a connection gets by default.
 const LONG_PATH: Duration = Duration::from_millis(2);
+/// So many requests go by before a path's round trip is believed: that of the handshake holds what both sides had to compute.
+const LOOKS: u32 = 8;
 /// What is in flight then at most: 1 Gbit/s at 250 ms.
 const WIDE_WINDOW_BYTES: u32 = 32 << 20;
 
@@ -233,7 +238,8 @@ pub(super) fn widen(connection: &Connection, shared: &LinkShared, wide: &Arc<Sem
     // the least that was seen: a busy machine makes a short path look long
     let rtt = connection.quinn().rtt().as_micros() as u64;
     let least = shared.rtt_micros.fetch_min(rtt, Ordering::Relaxed).min(rtt);
-    if shared.wide.get().is_some() || Duration::from_micros(least) < LONG_PATH {
+    let looks = shared.looks.fetch_add(1, Ordering::Relaxed);
+    if looks < LOOKS || shared.wide.get().is_some() || Duration::from_micros(least) < LONG_PATH {
         return;
     }
     let Ok(place) = wide.clone().try_acquire_owned() else { return };
