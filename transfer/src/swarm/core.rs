@@ -47,7 +47,8 @@ pub struct SwarmConfig {
     pub least_total: u64,
     /// What is asked of all peers together covers so much of the recent rate beyond the round trip.
     pub total_slack: Duration,
-    /// A request holds at most about this much.
+    /// A request holds at most about this much: with one leaf more it has to fit into a stream's window, or its answer waits
+    /// a round trip for room, and all later ones behind it.
     pub largest_batch: u64,
     /// A request holds at most so many leaves.
     pub most_leaves: usize,
@@ -73,7 +74,7 @@ impl Default for SwarmConfig {
             least_window: 512 << 10,
             least_total: 5 << 19,
             total_slack: Duration::from_millis(180),
-            largest_batch: 2 << 20,
+            largest_batch: 960 << 10,
             most_leaves: 512,
             least_late: Duration::from_secs(1),
             first_late: Duration::from_millis(500),
