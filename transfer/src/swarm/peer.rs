@@ -327,7 +327,7 @@ impl Peer {
     /// Bytes worth putting into one request: few enough that a lost peer costs little, many enough that requests are rare.
     pub(super) fn batch_bytes(&self, largest: u64) -> u64 {
         let peak = self.meter.peak();
-        if peak == 0.0 { largest / 8 } else { ((peak * 0.02) as u64).min(largest) }
+        if peak == 0.0 { largest / 4 } else { ((peak * 0.02) as u64).min(largest) }
     }
 
     /// The longest silence to expect of a peer that was asked: mean + 4 deviations of the gaps seen. None while nothing
