@@ -13,9 +13,9 @@ use shoal_net::{CLOSE_NORMAL, Connection, PeerId};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -42,6 +42,20 @@ pub(super) const PROTOCOL_FAULT: &str = "protocol fault";
 /// Why a connection ends whose peer says nothing. It may be far away, or busy.
 pub(super) const SILENT: &str = "stalled: it said no hello in time";
 
+/// Gives each answer of a connection a priority below those of all earlier ones. So they are finished one after another, for
+/// a leaf that is whole is worth more than two halves, and what was lost of an earlier one is sent again before what is new:
+/// quinn would queue it behind all that waits, which on a long path is some round trips' worth.
+#[derive(Debug, Default)]
+pub(super) struct AnswerOrder(AtomicI32);
+
+impl AnswerOrder {
+    /// The priority of an answer that begins now. After two thousand million of them the rest share the lowest.
+    pub(super) fn next(&self) -> i32 {
+        let less = |at: i32| Some(at.saturating_sub(1));
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).unwrap_or(i32::MIN)
+    }
+}
+
 /// What the tasks of a connection share.
 #[derive(Debug)]
 pub(super) struct LinkShared {
@@ -60,10 +74,9 @@ pub(super) struct LinkShared {
     pub(super) buckets: Buckets,
     /// The shortest round trip seen.
     rtt_micros: AtomicU64,
-    /// Requests that have gone by, either way.
-    looks: AtomicU32,
-    /// Priority of the next answer, see [`answer_priority`](Self::answer_priority).
-    next_answer: AtomicI32,
+    since: Instant,
+    /// In which order what is answered is sent.
+    pub(super) answers: AnswerOrder,
     /// Leaves of this peer that are being read: [`LEAVES_READ_AT_ONCE`].
     pub(super) reading: Semaphore,
     /// The place of a connection whose windows were widened.
@@ -83,18 +96,9 @@ impl LinkShared {
             rtt_micros: AtomicU64::new(connection.quinn().rtt().as_micros() as u64),
             reading: Semaphore::new(LEAVES_READ_AT_ONCE),
             wide: OnceLock::new(),
-            looks: AtomicU32::new(0),
-            next_answer: AtomicI32::new(0),
+            since: Instant::now(),
+            answers: AnswerOrder::default(),
         }
-    }
-
-    /// The priority of an answer that begins now: below all earlier ones. So answers are finished one after another, for a
-    /// leaf that is whole is worth more than two halves, and what was lost of an earlier one is sent again before what is new.
-    /// quinn would queue it behind all that waits, some round trips' worth on a long path.
-    pub(super) fn answer_priority(&self) -> i32 {
-        let less = |at: i32| Some(at.saturating_sub(1));
-        // after two thousand million answers they share the lowest
-        self.next_answer.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).unwrap_or(i32::MIN)
     }
 
     /// What this connection has shown of what compressing costs and saves. Held for moments.
@@ -225,10 +229,10 @@ async fn write_control(connection: &Connection, mut queue: mpsc::Receiver<Bytes>
     "closed".into()
 }
 
-/// From this round trip on, a path needs more bytes in flight than a connection gets by default.
-const LONG_PATH: Duration = Duration::from_millis(2);
-/// So many requests go by before a path's round trip is believed: that of the handshake holds what both sides had to compute.
-const LOOKS: u32 = 8;
+/// From this round trip on, a path needs more bytes in flight than a connection gets by default: 1 MiB in 5 ms is 1.7 Gbit/s.
+const LONG_PATH: Duration = Duration::from_millis(5);
+/// A round trip is believed after so many of them: that of the handshake holds what both sides had to compute.
+const BELIEVED_AFTER: u32 = 3;
 /// What is in flight then at most: 1 Gbit/s at 250 ms.
 const WIDE_WINDOW_BYTES: u32 = 32 << 20;
 
@@ -238,8 +242,8 @@ pub(super) fn widen(connection: &Connection, shared: &LinkShared, wide: &Arc<Sem
     // the least that was seen: a busy machine makes a short path look long
     let rtt = connection.quinn().rtt().as_micros() as u64;
     let least = shared.rtt_micros.fetch_min(rtt, Ordering::Relaxed).min(rtt);
-    let looks = shared.looks.fetch_add(1, Ordering::Relaxed);
-    if looks < LOOKS || shared.wide.get().is_some() || Duration::from_micros(least) < LONG_PATH {
+    let least = Duration::from_micros(least);
+    if shared.wide.get().is_some() || least < LONG_PATH || shared.since.elapsed() < BELIEVED_AFTER * least {
         return;
     }
     let Ok(place) = wide.clone().try_acquire_owned() else { return };
@@ -253,4 +257,27 @@ pub(super) fn widen(connection: &Connection, shared: &LinkShared, wide: &Arc<Sem
 pub(super) fn hello(agent: &str, addrs: Vec<std::net::SocketAddr>, compress: bool) -> Message {
     let features = feature::LOAD | if compress { feature::ZSTD } else { 0 };
     Message::Hello(Hello { version: 1, features, agent: agent.to_owned(), addrs })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn earlier_answers_go_before_later_ones_and_requests_before_all_of_them() {
+        let order = AnswerOrder::default();
+        let (first, second) = (order.next(), order.next());
+        assert!(CONTROL > REQUESTS && REQUESTS > first && first > second);
+        let worn = AnswerOrder(AtomicI32::new(i32::MIN));
+        assert_eq!((worn.next(), worn.next()), (i32::MIN, i32::MIN), "never back above the others");
+    }
+
+    #[test]
+    fn an_answer_fits_into_the_window_of_its_stream() {
+        use crate::swarm::SwarmConfig;
+        let (config, window) = (SwarmConfig::default(), shoal_net::Limits::default().stream_window_bytes as usize);
+        let leaf = shoal_content::SHOAL_V1.for_plain_file(u64::MAX).max_chunk();
+        let heads = config.most_leaves * wire::PACK_HEAD_BYTES;
+        assert!(config.largest_batch as usize + leaf + heads <= window, "an answer would wait a round trip for room");
+    }
 }

@@ -129,7 +129,7 @@ impl Server {
         let Ok(Ok(head)) = head else { return Err(Refusal(code::PROTOCOL)) };
         let request = Request::decode(&head).map_err(|_| Refusal(code::PROTOCOL))?;
         let place = places.acquire().await.map_err(|_| Refusal(code::FAILED))?;
-        send.set_priority(shared.answer_priority()).map_err(|_| Refusal(code::CANCELLED))?;
+        send.set_priority(shared.answers.next()).map_err(|_| Refusal(code::CANCELLED))?;
         match request {
             Request::Nodes { root, packing, skip } => {
                 let manifest = self.manifest(&root)?;
