@@ -74,6 +74,7 @@ pub(super) struct LinkShared {
     pub(super) buckets: Buckets,
     /// The shortest round trip seen.
     rtt_micros: AtomicU64,
+    /// When the connection was taken up.
     since: Instant,
     /// In which order what is answered is sent.
     pub(super) answers: AnswerOrder,
