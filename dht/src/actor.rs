@@ -13,6 +13,7 @@ use crate::{
     backoff::Backoff,
     behaviour::{Behaviour, BehaviourEvent},
     book::Book,
+    neighbours::Neighbours,
     publish::Publish,
     scope::{Scope, dialable, keep},
     search::{SearchId, Searches},
@@ -68,6 +69,7 @@ pub(crate) struct Actor {
     publish: Publish,
     searches: Searches,
     seeds: Vec<Seed>,
+    neighbours: Neighbours,
     random: StdRng,
     /// Listen addresses on local networks, which need no test to be told to others.
     claimed: BTreeSet<Multiaddr>,
@@ -93,6 +95,7 @@ impl Actor {
         let random = StdRng::try_from_rng(&mut SysRng).map_err(|e| DhtError::Start { reason: e.to_string() })?;
         Ok(Actor {
             us: *swarm.local_peer_id(),
+            neighbours: Neighbours::new(*swarm.local_peer_id()),
             swarm,
             commands,
             book: Book::default(),
@@ -172,7 +175,7 @@ impl Actor {
                 reply.send(self.swarm.external_addresses().cloned().collect()).ok();
             }
             Command::AddAddress { peer, addr, reply } => {
-                self.dial_known(peer, addr);
+                self.dial_known(peer, &[addr]);
                 reply.send(()).ok();
             }
             Command::Shutdown { .. } => unreachable!("handled by the loop"),
@@ -339,12 +342,21 @@ impl Actor {
             SeedState::Waiting(at) => Some(at),
             _ => None,
         });
-        let others = [self.tell_at, self.searches.next_deadline(), self.publish.next_deadline()].into_iter().flatten();
+        let others = [
+            self.tell_at,
+            self.searches.next_deadline(),
+            self.publish.next_deadline(),
+            self.neighbours.next_deadline(),
+        ];
+        let others = others.into_iter().flatten();
         seeds.chain(others).fold(self.expire_at, Instant::min)
     }
 
     fn on_deadlines(&mut self, now: Instant) {
         self.dial_seeds(now);
+        for (peer, addrs) in self.neighbours.due(now, self.book.len()) {
+            self.dial_known(peer, &addrs);
+        }
         self.searches.expire(now);
         self.publish.expire(now);
         if self.tell_at.is_some_and(|at| at <= now) {
@@ -365,6 +377,7 @@ impl Actor {
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 self.book.connected(peer_id, connection_id, &endpoint);
+                self.neighbours.forget(&peer_id);
                 self.seed_connected(peer_id, connection_id);
                 if self.searches.is_resolving(&peer_id) && self.book.is_direct(&peer_id) {
                     let addrs = self.book.addrs(&peer_id);
@@ -406,10 +419,15 @@ impl Actor {
             }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 for (peer, addr) in found {
-                    if let Some((socket, _, _)) = dialable(&addr) {
-                        self.dial_known(peer, socket);
+                    if let Some((socket, _, _)) = dialable(&addr)
+                        && !self.swarm.is_connected(&peer)
+                    {
+                        self.neighbours.found(now(), peer, socket);
                     }
                 }
+            }
+            BehaviourEvent::Mdns(mdns::Event::Expired(gone)) => {
+                gone.iter().for_each(|(peer, _)| self.neighbours.forget(peer));
             }
             BehaviourEvent::AutonatClient(autonat::v2::client::Event { tested_addr, result, .. }) => {
                 tracing::debug!(addr = %tested_addr, ok = result.is_ok(), "our address was tested");

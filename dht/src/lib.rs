@@ -12,6 +12,7 @@ mod behaviour;
 mod book;
 mod config;
 mod handle;
+mod neighbours;
 mod observed;
 mod publish;
 mod scope;

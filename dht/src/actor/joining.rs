@@ -39,16 +39,16 @@ pub(super) enum SeedState {
 }
 
 impl Actor {
-    pub(super) fn dial_known(&mut self, peer: PeerId, addr: SocketAddr) {
+    pub(super) fn dial_known(&mut self, peer: PeerId, addrs: &[SocketAddr]) {
         if peer == self.us {
             return;
         }
         let opts = DialOpts::peer_id(peer)
-            .addresses(vec![to_multiaddr(addr)])
+            .addresses(addrs.iter().map(|addr| to_multiaddr(*addr)).collect())
             .condition(PeerCondition::DisconnectedAndNotDialing)
             .build();
         if let Err(error) = self.swarm.dial(opts) {
-            tracing::debug!(%peer, %addr, %error, "not dialled");
+            tracing::debug!(%peer, ?addrs, %error, "not dialled");
         }
     }
 
