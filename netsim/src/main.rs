@@ -56,6 +56,9 @@ struct Run {
     /// Leechers come within this many ms of each other.
     #[arg(long, default_value_t = 50.0)]
     spread_ms: f64,
+    /// From taking part to knowing another leecher passes up to so many ms.
+    #[arg(long, default_value_t = 0.0)]
+    meeting_ms: f64,
     /// Links differ.
     #[arg(long)]
     mixed: bool,
@@ -149,6 +152,7 @@ impl Run {
                 down_factor: self.down_factor,
                 latency: self.latency_ms / 1e3,
                 spread: self.spread_ms / 1e3,
+                meeting: self.meeting_ms / 1e3,
                 mixed: self.mixed,
                 churn: self.churn,
                 late: self.late,

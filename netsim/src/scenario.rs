@@ -65,6 +65,8 @@ pub struct Options {
     pub latency: f64,
     /// Leechers come within this many seconds of each other.
     pub spread: f64,
+    /// From taking part to knowing another leecher passes up to so many seconds; the seed is known at once.
+    pub meeting: f64,
     /// Links differ: uplinks of a quarter to twice `rate`, downlinks of one to four times it.
     pub mixed: bool,
     /// This share of the leechers goes at a random time, and a new one comes for each.
@@ -97,6 +99,7 @@ impl Default for Options {
             down_factor: 1.0,
             latency: 0.005,
             spread: 0.05,
+            meeting: 0.0,
             mixed: false,
             churn: 0.0,
             late: 0.0,
@@ -217,6 +220,7 @@ pub fn suite() -> Vec<(&'static str, Options)> {
         suite.push(("reciprocal", Options { serving, ..base.clone() }));
         suite.push(("30 % free riders, reciprocal", Options { free_riders: 0.3, serving, ..base.clone() }));
         suite.push(("2 corrupters", Options { corrupters: 2, ..base.clone() }));
+        suite.push(("meet within 1 s", Options { spread: 0.5, meeting: 1.0, ..base.clone() }));
         suite.push(("seed leaves after one copy", Options { seed_leaves: true, ..base.clone() }));
     }
     suite

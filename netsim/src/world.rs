@@ -43,6 +43,8 @@ const GIVE_UP: f64 = 20.0;
 enum Event {
     Join(u32),
     Start(u32),
+    /// Two peers connect.
+    Meet(u32, u32),
     Leave(u32),
     /// `peer` notices that `gone` has left.
     Gone {
@@ -306,6 +308,12 @@ impl World {
         match event {
             Event::Join(node) => self.at(self.now + START_DELAYS * self.latency, Event::Start(node)),
             Event::Start(node) => self.start(node),
+            Event::Meet(one, other) => {
+                if self.nodes[one as usize].present && self.nodes[other as usize].present {
+                    self.meet(one, other);
+                    self.drive(one);
+                }
+            }
             Event::Leave(node) => self.leave(node),
             Event::Gone { peer, gone } => self.gone(peer, gone),
             Event::Request { server, client, batch, leaves } => self.request(server, client, batch, leaves),
@@ -372,13 +380,23 @@ impl World {
             others.sort_unstable();
         }
         for other in others {
-            self.nodes[id as usize].neighbours.insert(other);
-            self.nodes[other as usize].neighbours.insert(id);
-            self.introduce(id, other);
-            self.introduce(other, id);
-            self.drive(other);
+            let longest = self.options.meeting;
+            if longest == 0.0 || self.nodes[other as usize].plan.kind == Kind::Seed {
+                self.meet(id, other);
+            } else {
+                let wait = nanos(longest * self.rng.unit());
+                self.at(self.now + wait, Event::Meet(id, other));
+            }
         }
         self.drive(id);
+    }
+
+    fn meet(&mut self, id: u32, other: u32) {
+        self.nodes[id as usize].neighbours.insert(other);
+        self.nodes[other as usize].neighbours.insert(id);
+        self.introduce(id, other);
+        self.introduce(other, id);
+        self.drive(other);
     }
 
     /// `who` hears of `peer` and of what it has.

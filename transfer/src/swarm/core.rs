@@ -9,6 +9,7 @@ mod choose;
 mod read;
 
 use super::{
+    opening::Opening,
     peer::{ABSENT, InFlight, Meter, Peer, PeerAccount},
     picker::Picker,
     stripe::{self, Stripe},
@@ -199,6 +200,7 @@ pub struct Swarm {
     next_batch: u64,
     draws: u32,
     stripe: Stripe,
+    pub(super) opening: Opening,
     leechers: u32,
     /// Slots whose place among the leechers is to be looked at before the next decision.
     unsettled: Vec<u32>,
@@ -288,6 +290,7 @@ impl Swarm {
             next_batch: 0,
             draws: 0,
             stripe: Stripe::new(me, count),
+            opening: Opening::new(me, count),
             leechers: 0,
             unsettled: vec![],
             announced: 0,
@@ -368,6 +371,7 @@ impl Swarm {
         self.peers[slot as usize] = Some(fresh);
         self.slots.insert(peer, slot);
         self.leechers += 1;
+        self.opening.begin(now);
         self.settle_later(slot);
     }
 

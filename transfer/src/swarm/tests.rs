@@ -1,6 +1,7 @@
 //! The scheduler against a world that misbehaves: peers with random haves that deliver, refuse, lie, stall and vanish in
 //! an order that a seed decides. What must hold is checked after every step.
 
+mod opening;
 mod reading;
 
 use super::*;
@@ -177,6 +178,7 @@ fn leechers_divide_a_seeder_between_them() {
         let none = FixedBitSet::with_capacity(count as usize);
         let config = SwarmConfig { initial_window: 40_000, least_window: 1000, ..SwarmConfig::default() };
         let mut s = Swarm::new(config, tag(me), vec![1000; count as usize].into(), &full(count as usize), &none);
+        s.opening.end();
         for other in (0..leechers).filter(|o| *o != me) {
             s.handle_peer(MS(0), PeerIx(other as u32), tag(other), MS(1));
         }
@@ -332,6 +334,7 @@ fn leechers_keep_together_to_a_few_leaves_ahead() {
         let none = FixedBitSet::with_capacity(count as usize);
         let sizes: Arc<[u32]> = vec![size; count as usize].into();
         let mut s = Swarm::new(SwarmConfig::default(), me, sizes, &full(count as usize), &none);
+        s.opening.end();
         for other in (0..leechers).filter(|o| *o != me) {
             s.handle_peer(MS(0), PeerIx(other as u32), other, MS(1));
         }
@@ -389,6 +392,7 @@ fn what_a_silent_leecher_owns_is_asked_for_by_others() {
 fn a_leecher_that_pauses_keeps_what_it_owns() {
     let count = 2_000u32;
     let mut s = swarm(vec![64 << 10; count as usize]);
+    s.opening.end();
     let tags = [42, 77, 99];
     for (ix, tag) in [(0, 5), (1, 77), (2, 99)] {
         s.handle_peer(MS(0), PeerIx(ix), tag, MS(1));
@@ -441,6 +445,7 @@ fn whoever_says_that_requests_wait_is_asked_less() {
 fn whoever_gets_nothing_asks_for_little_of_what_others_own_at_first() {
     let count = 200u32;
     let mut s = swarm(vec![256 << 10; count as usize]);
+    s.opening.end();
     for other in 1..24 {
         s.handle_peer(MS(0), PeerIx(other), u64::from(other) * 7919, MS(1));
     }

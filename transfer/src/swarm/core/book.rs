@@ -1,6 +1,9 @@
 //! The accounts: what became of a leaf, what a peer has, who counts as a leecher. No choice between peers or leaves.
 
-use super::{super::peer::Batch, *};
+use super::{
+    super::peer::{Batch, Lane},
+    *,
+};
 
 /// A leecher is silent when the others have announced so many leaves each since its last one, and so much time has passed:
 /// where leaves are short or links fast, whoever is busy for a moment falls that far behind. It owns nothing then.
@@ -239,7 +242,8 @@ impl Swarm {
             }
         }
         if joined {
-            self.disown();
+            self.opening.joined(now);
+            self.disown(now);
         }
         if changed {
             self.rewind();
@@ -247,19 +251,19 @@ impl Swarm {
         }
     }
 
-    /// Takes requests back that wait at seeders for leaves that a newcomer owns now: it will ask for them itself. What a
-    /// seeder may have begun to send is left to come. O(leaves asked for).
-    fn disown(&mut self) {
+    /// Takes requests back that wait at seeders for leaves that a newcomer owns now: it will ask for them itself. In the
+    /// opening nobody else asks for them, but there are more to share the seeders. What a seeder may have begun to send is
+    /// left to come. O(requests).
+    fn disown(&mut self, now: Duration) {
+        let opening = !self.opening.is_over(now);
         let mut void = vec![];
-        for (leaf, holders) in &self.asked {
-            if self.stripe.owns(*leaf) || self.picker.availability(*leaf) > 0 || holders.second.is_some() {
-                continue;
-            }
-            let (peer, batch) = holders.first;
-            let Some(p) = self.peer(peer).filter(|p| p.is_seeder()) else { continue };
-            let begun = p.batches.first_key_value().is_some_and(|(oldest, _)| *oldest == batch) && p.heard;
-            if !begun && p.batches.get(&batch).is_some_and(|b| b.leaves == [*leaf]) {
-                void.push((peer, batch));
+        for p in self.peers.iter().flatten().filter(|p| p.is_seeder()) {
+            let first = usize::from(p.heard || opening);
+            for (batch, b) in p.batches.iter().skip(first).filter(|(_, b)| b.lane == Lane::Scarce) {
+                let mut scarce = b.leaves.iter().filter(|leaf| self.picker.availability(**leaf) == 0);
+                if opening || scarce.any(|leaf| !self.stripe.owns(*leaf)) {
+                    void.push((p.ix, *batch));
+                }
             }
         }
         for (peer, batch) in void {

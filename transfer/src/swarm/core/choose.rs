@@ -29,6 +29,9 @@ const LEAST_AHEAD: u64 = 1 << 19;
 const LEAST_LEAVES_AHEAD: u64 = 6;
 /// That many seconds of what comes out may be asked for ahead.
 const AHEAD: f64 = 0.2;
+/// In the opening this is asked of a seeder by all leechers together, as far as they know each other, and a leaf by each at
+/// least.
+const OPENING_BYTES: u64 = 1 << 20;
 /// A leaf with few holders is asked for by so many leechers for each of them, at first.
 const TAKERS: u64 = 4;
 /// When too little else is to be had, the number of takers doubles as often as this.
@@ -151,7 +154,11 @@ impl Swarm {
         let crowd = self.slots.len() as u64;
         let Some(p) = self.at(slot) else { return };
         // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another
-        let window = if p.is_seeder() || crowd < MANY { self.window_of(p) } else { p.window(1, 1) };
+        let window = match p.is_seeder() {
+            true if !self.stripe.is_alone() && !self.opening.is_over(now) => OPENING_BYTES / crowd,
+            false if crowd >= MANY => p.window(1, 1),
+            _ => self.window_of(p),
+        };
         if p.in_flight >= window || self.is_too_slow(p) {
             return self.unready(slot);
         }
@@ -162,7 +169,7 @@ impl Swarm {
         let mut leaves = vec![];
         let mut bytes = 0;
         while leaves.len() < self.config.most_leaves && (leaves.is_empty() || bytes < target) {
-            let Some(leaf) = self.pick(slot, takers) else { break };
+            let Some(leaf) = self.pick(now, slot, takers) else { break };
             self.picker.remove(leaf);
             self.bytes_needed -= u64::from(self.sizes[leaf as usize]);
             bytes += u64::from(self.sizes[leaf as usize]);
@@ -242,21 +249,31 @@ impl Swarm {
     }
 
     /// The leaf to ask `slot` for next, still listed in the picker.
-    fn pick(&mut self, slot: u32, takers: u64) -> Option<u32> {
+    fn pick(&mut self, now: Duration, slot: u32, takers: u64) -> Option<u32> {
         if self.picker.len() == 0 {
             return None;
         }
-        if self.at(slot)?.is_seeder() { self.pick_at_seeder(slot) } else { self.pick_at_leecher(slot, takers) }
+        if self.at(slot)?.is_seeder() { self.pick_at_seeder(now, slot) } else { self.pick_at_leecher(slot, takers) }
     }
 
     /// At a seeder: this peer's own stripe of what no leecher has. What others own is left to them, for they will pass it
     /// on, unless nothing comes from anywhere: then little of it at first, since it may be the seeder that takes its time,
     /// and more as it comes. When leechers have everything, a rare one.
-    fn pick_at_seeder(&mut self, slot: u32) -> Option<u32> {
+    fn pick_at_seeder(&mut self, now: Duration, slot: u32) -> Option<u32> {
         if self.on_demand {
             return self.pick_ahead(slot);
         }
         let picker = &self.picker;
+        if !self.opening.is_over(now) {
+            // what is before the horizon is asked for by those who have met
+            let (horizon, stripe) = (self.horizon, &self.stripe);
+            let apart = |leaf| {
+                picker.contains(leaf) && picker.availability(leaf) == 0 && (leaf >= horizon || stripe.owns(leaf))
+            };
+            if let Some(leaf) = self.opening.next(apart) {
+                return Some(leaf);
+            }
+        }
         let end = if self.stripe.is_alone() { u32::MAX } else { self.horizon };
         let own = self.stripe.next(end, |leaf| picker.contains(leaf) && picker.availability(leaf) == 0);
         if own.is_some() {
