@@ -53,13 +53,10 @@ const MIN_RTT_LIFE: Duration = Duration::from_secs(10);
 const PROBE_RTT_TIME: Duration = Duration::from_millis(100);
 /// To this part of the bandwidth-delay product.
 const PROBE_RTT_GAIN: f64 = 0.5;
-/// Whatever the queue is, no more is in flight than the rate times (this times the least round trip and an allowance).
+/// Whatever the queue is, no more is in flight than the rate times (this times the least round trip and
+/// [`QUEUE_ALLOWANCE`]).
 const MOST_ROUND_TRIPS: u32 = 2;
 const QUEUE_ALLOWANCE: Duration = Duration::from_millis(10);
-/// The allowance of a path that is shorter than this, where that is less than the queue of a few others, or than a busy
-/// machine takes to answer: with the other one a flow would go down and down beside them.
-const SHORT_PATH: Duration = Duration::from_millis(5);
-const SHORT_PATH_ALLOWANCE: Duration = Duration::from_millis(25);
 /// In flight beyond the model, as a time: quinn's pacer sends what is due in 2 ms at once.
 const BURST: Duration = Duration::from_millis(2);
 /// Rounds between two probes for more, and up to how many more, so that flows do not probe together.
@@ -214,8 +211,7 @@ impl Tide {
         let least = self.least_rtt();
         let queued = self.srtt.saturating_sub(least);
         let held = if self.crowded { queued } else { queued.min(self.queue_step()) };
-        let allowance = if least < SHORT_PATH { SHORT_PATH_ALLOWANCE } else { QUEUE_ALLOWANCE };
-        (least + held).min(MOST_ROUND_TRIPS * least + allowance).as_secs_f64()
+        (least + held).min(MOST_ROUND_TRIPS * least + QUEUE_ALLOWANCE).as_secs_f64()
     }
 
     fn floor(&self) -> f64 {
