@@ -366,6 +366,7 @@ impl Actor {
         }
         if self.expire_at <= now {
             self.expire_at = now + EXPIRE_INTERVAL;
+            // by the clock that libp2p dates records with, which tests cannot pause
             self.kad().store_mut().expire(std::time::Instant::now());
         }
     }

@@ -200,6 +200,7 @@ pub struct Swarm {
     next_batch: u64,
     draws: u32,
     stripe: Stripe,
+    /// Until the leechers that came together have met, seeders are asked by this and not by stripes.
     pub(super) opening: Opening,
     leechers: u32,
     /// Slots whose place among the leechers is to be looked at before the next decision.

@@ -258,7 +258,7 @@ impl Swarm {
 
     /// At a seeder: this peer's own stripe of what no leecher has. What others own is left to them, for they will pass it
     /// on, unless nothing comes from anywhere: then little of it at first, since it may be the seeder that takes its time,
-    /// and more as it comes. When leechers have everything, a rare one.
+    /// and more as it comes. When leechers have everything, a rare one. In the opening, whatever comes next on a walk of its own.
     fn pick_at_seeder(&mut self, now: Duration, slot: u32) -> Option<u32> {
         if self.on_demand {
             return self.pick_ahead(slot);
