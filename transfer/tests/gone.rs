@@ -147,15 +147,22 @@ async fn a_peer_that_toggles_what_it_has_is_let_go_and_others_are_not() {
             toggles += 1;
             tokio::task::yield_now().await;
         }
-        (toggles, listener.connection.quinn().closed().await.to_string())
+        // What it hears is not looked at: one that writes without a pause keeps its own connection's lock from the task
+        // that reads, and may find the goodbye only behind the stateless reset that follows, which quinn reports instead.
+        listener.connection.quinn().closed().await;
+        toggles
     };
-    let (toggles, why) = tokio::time::timeout(LIMIT, refused).await.expect("it may toggle for ever");
-    assert!(why.contains("announces and withdraws more"), "{why}");
+    let toggles = tokio::time::timeout(LIMIT, refused).await.expect("it may toggle for ever");
     assert!(toggles > 10, "an honest peer may lose a block and find it again: {toggles}");
 
     let report = finish(fetch).await.unwrap();
     assert!(fs::read(path).unwrap() == fs::read(&report.paths[0]).unwrap());
     assert!(report.peers.iter().any(|share| share.peer == seeder.id() && share.dropped.is_none()), "{report:?}");
+    let let_go = |why: &String| why.contains("announces and withdraws more");
+    assert!(
+        report.peers.iter().any(|share| share.bytes == 0 && share.dropped.as_ref().is_some_and(let_go)),
+        "{report:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
