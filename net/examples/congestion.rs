@@ -75,13 +75,16 @@ fn crowd() {
         "flows of our own through one link of 80 Mbit/s, 10 s: goodput %, lost %, queue ms, least and largest share"
     );
     for cc in ALL {
-        for n in [2, 8, 24] {
+        for n in [2, 4, 8, 24] {
             for rtt in [0.2, 20.0] {
                 let flows: Vec<Flow> = (0..n)
-                    .map(|i| Flow::Quic { cc, load: Load::Bulk, start: Duration::from_millis(i as u64 * 7) })
+                    .map(|i| {
+                        let load = Load::Idle(Duration::from_millis(500 + i as u64 * 7));
+                        Flow::Quic { cc, load, start: Duration::from_millis(i as u64 * 7) }
+                    })
                     .collect();
-                let r = run(path(80.0, rtt, 60.0, 0.0), &flows, Duration::from_secs(10));
-                let rates: Vec<f64> = r.flows.iter().map(|f| f.rate(2.0, 10.0)).collect();
+                let r = run(path(80.0, rtt, 60.0, 0.0), &flows, Duration::from_secs(30));
+                let rates: Vec<f64> = r.flows.iter().map(|f| f.rate(2.0, 30.0)).collect();
                 let all: f64 = rates.iter().sum();
                 let lost: u64 = r.flows.iter().map(|f| f.lost_packets).sum();
                 let sent: u64 = r.flows.iter().map(|f| f.packets).sum();

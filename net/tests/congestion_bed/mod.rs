@@ -48,6 +48,8 @@ pub struct Path {
 pub enum Load {
     /// There is always more to send.
     Bulk,
+    /// The same, but nothing before this time after the start of the run.
+    Idle(Duration),
     /// So many bytes and no more.
     Bytes(u64),
     /// Bursts of so many bytes, the next one a while after the last arrived.

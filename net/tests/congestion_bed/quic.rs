@@ -108,16 +108,20 @@ impl Quic {
             load,
             budget: match load {
                 Load::Bulk => u64::MAX,
+                Load::Idle(_) => 0,
                 Load::Bytes(n) | Load::Bursts(n, _) => n,
             },
             sending: Vec::new(),
             readable: Vec::new(),
             arrived: 0,
             due: match load {
-                Load::Bulk => u64::MAX,
+                Load::Bulk | Load::Idle(_) => u64::MAX,
                 Load::Bytes(n) | Load::Bursts(n, _) => n,
             },
-            next_burst: None,
+            next_burst: match load {
+                Load::Idle(until) => Some(until.as_nanos() as Time),
+                _ => None,
+            },
             connected: false,
         }
     }
@@ -242,6 +246,13 @@ impl Quic {
             self.budget += n;
             self.due += n;
         }
+        if let (Some(at), Load::Idle(_)) = (self.next_burst, self.load) {
+            if world.now < at {
+                return world.wake(self.flow, true, at);
+            }
+            self.next_burst = None;
+            self.budget = u64::MAX;
+        }
         let Some((_, connection)) = &mut self.sides[0].connection else { return };
         loop {
             if self.sending.len() < AT_ONCE
@@ -308,7 +319,7 @@ impl Quic {
                     self.next_burst = Some(at);
                     world.wake(self.flow, true, at);
                 }
-                Load::Bulk => {}
+                Load::Bulk | Load::Idle(_) => {}
             }
         }
     }

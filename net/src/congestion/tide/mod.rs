@@ -49,6 +49,9 @@ const PLATEAU_ROUNDS: u32 = 3;
 const RATE_ROUNDS: usize = 10;
 /// How long a least round trip counts before it has to be confirmed.
 const MIN_RTT_LIFE: Duration = Duration::from_secs(10);
+/// What it may grow by where it was not: this part of itself, and so much. The path may have become longer, or others may
+/// stand in the queue; flows that take each other's queue for the path let it grow until it overflows.
+const MIN_RTT_GROWTH: (u32, Duration) = (4, Duration::from_millis(1));
 /// How long the window is lowered to see the path without our queue.
 const PROBE_RTT_TIME: Duration = Duration::from_millis(100);
 /// To this part of the bandwidth-delay product.
@@ -72,12 +75,16 @@ const CUT: f64 = 0.85;
 /// is to starve beside a sender that does not yield.
 const KEEP: f64 = 0.92;
 /// Of a link that is shared, this much is a fair part: half, less or more by a measuring error. Below it a probe's gain is
-/// kept, within it it is given back, above it the rate falls.
+/// kept, within it it is given back, above it the rate falls to its lower end.
 const FAIR: (f64, f64) = (0.45, 0.53);
 /// With less than this of it there are many others, and if all probed without a pause the link would be full of losses.
 const FEW: f64 = 0.15;
-/// To this part with each probe.
-const YIELD: f64 = 0.9;
+/// More than this of a link without a queue is all of it, less a measuring error.
+const ALL: f64 = 0.85;
+/// Two amounts in flight that differ by less than this factor are alike.
+const ALIKE: f64 = 1.05;
+/// To this part at most with each probe.
+const YIELD: f64 = 0.5;
 /// Weight of the newest measurement of the link's capacity.
 const CAPACITY_GAIN: f64 = 0.5;
 
@@ -108,19 +115,37 @@ enum Phase {
     Up { rounds: u32, best: f64, span: f64 },
     /// Send no more than fills the path, until the queue that the probe made is gone, and for a round more, to see whether
     /// there is still one: then it is that of others.
-    Down { rounds: u32, drained: bool, from: Probe },
+    Down { rounds: u32, drained: bool, rate: f64 },
     /// Send much less, to see the path's own round trip.
     ProbeRtt { until: Instant, least: Duration, end: u64 },
 }
 
-/// What a probe saw.
+/// A round trip, and the bytes in flight when the packet that made it was sent, itself included.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Probe {
-    /// The rate before.
-    rate: f64,
-    /// Bytes in flight and the round trip at its end.
-    in_flight: f64,
+struct Trip {
     rtt: Duration,
+    in_flight: u64,
+}
+
+impl Trip {
+    const NONE: Trip = Trip { rtt: Duration::MAX, in_flight: 0 };
+
+    /// Keeps the shorter of the two.
+    fn shorter(&mut self, other: Trip) {
+        if other.rtt < self.rtt {
+            *self = other;
+        }
+    }
+
+    /// Keeps the one with clearly more in flight; of two with about as much, the shorter.
+    fn fuller(&mut self, other: Trip) {
+        let (more, most) = (other.in_flight as f64, self.in_flight as f64);
+        if more > most * ALIKE {
+            *self = other;
+        } else if more * ALIKE > most {
+            self.rtt = self.rtt.min(other.rtt);
+        }
+    }
 }
 
 /// The start's own knowledge.
@@ -154,8 +179,10 @@ pub(crate) struct Tide {
     round_counts: bool,
     min_rtt: Option<(Duration, Instant)>,
     srtt: Duration,
-    /// Least round trip of this round.
-    round_rtt: Duration,
+    /// Shortest of this round.
+    shortest: Trip,
+    /// The fullest of this probe.
+    fullest: Trip,
     /// Others stand in the queue, as far as the last probe could see.
     crowded: bool,
     /// What the link carries in all, bytes per second; 0 while it is not known.
@@ -186,7 +213,8 @@ impl Tide {
             round_counts: false,
             min_rtt: None,
             srtt: Duration::ZERO,
-            round_rtt: Duration::MAX,
+            shortest: Trip::NONE,
+            fullest: Trip::NONE,
             crowded: false,
             capacity: 0.0,
             losses: Losses::default(),
@@ -252,31 +280,31 @@ impl Tide {
 
     fn up(&mut self) {
         let span = if self.crowded { self.held_span() } else { self.least_rtt().as_secs_f64() };
+        self.fullest = Trip::NONE;
         self.phase = Phase::Up { rounds: 0, best: self.rate.get(), span };
-    }
-
-    fn down(&self, rate: f64) -> Phase {
-        let from = Probe { rate, in_flight: self.samples.in_flight as f64, rtt: self.round_rtt };
-        Phase::Down { rounds: 0, drained: false, from }
     }
 
     /// After a probe, and with its queue gone: finds whether others stand in the queue, what the link carries in all, and
     /// with that our part of it, which decides what becomes of the probe's gain.
-    fn compare(&mut self, probe: Probe) {
-        self.crowded = self.is_queued(self.round_rtt);
-        let (less, sooner) =
-            (probe.in_flight - self.samples.in_flight as f64, probe.rtt.saturating_sub(self.round_rtt));
-        if !self.crowded || less <= 0.0 || sooner < self.queue_step() / 4 {
+    fn compare(&mut self, rate: f64) {
+        let (full, short) = (self.fullest, self.shortest);
+        self.crowded = self.is_queued(short.rtt);
+        let less = full.in_flight.saturating_sub(short.in_flight) as f64;
+        let sooner = full.rtt.saturating_sub(short.rtt);
+        if less == 0.0 || sooner < self.queue_step() / 4 {
             return;
         }
         // Bytes that were not sent are as many that did not have to wait: the queue's time is theirs by the link's rate.
         let capacity = less / sooner.as_secs_f64();
         self.capacity += if self.capacity == 0.0 { capacity } else { CAPACITY_GAIN * (capacity - self.capacity) };
-        let part = probe.rate / self.capacity;
+        let part = rate / self.capacity;
+        if !self.crowded && part > ALL {
+            return;
+        }
         if part > FAIR.1 {
-            self.rate.set(probe.rate * YIELD);
+            self.rate.set((FAIR.0 * self.capacity).max(rate * YIELD));
         } else if part > FAIR.0 {
-            self.rate.set(probe.rate);
+            self.rate.set(rate);
         }
     }
 
@@ -296,17 +324,17 @@ impl Tide {
                 self.phase = Phase::Drain;
             }
             Phase::Drain if in_flight <= settled.max(self.floor()) => self.cruise(),
-            Phase::Down { rounds, drained: false, from } if in_flight <= drained || (round && rounds > 0) => {
-                self.phase = Phase::Down { rounds, drained: true, from };
+            Phase::Down { rounds, drained: false, rate } if in_flight <= drained || (round && rounds > 0) => {
+                self.phase = Phase::Down { rounds, drained: true, rate };
                 self.round_end = self.samples.delivered;
-                self.round_rtt = Duration::MAX;
+                self.shortest = Trip::NONE;
             }
-            Phase::Down { rounds, drained: false, from } if round => {
-                self.phase = Phase::Down { rounds: rounds + 1, drained: false, from };
+            Phase::Down { rounds, drained: false, rate } if round => {
+                self.phase = Phase::Down { rounds: rounds + 1, drained: false, rate };
             }
-            Phase::Down { drained: true, from, .. } if round => {
+            Phase::Down { drained: true, rate, .. } if round => {
                 if !app_limited {
-                    self.compare(from);
+                    self.compare(rate);
                 }
                 self.cruise();
             }
@@ -320,16 +348,17 @@ impl Tide {
             Phase::Up { rounds, best, span } if round => {
                 let grew = self.last_round_rate > best * UP_GROWTH;
                 // what was lost without a queue, or on the queue of others, says little about how much fits
-                let careful = self.is_queued(self.round_rtt) && !self.crowded;
+                let careful = self.is_queued(self.shortest.rtt) && !self.crowded;
                 self.ceiling *= if careful { 1.0 + 0.0625 * f64::from(1 << rounds.min(3)) } else { UP_GAIN };
                 self.phase = match (rounds, grew) {
                     (0, _) => Phase::Up { rounds: 1, best, span },
                     (_, true) => Phase::Up { rounds: rounds + 1, best: self.last_round_rate, span },
-                    (_, false) => self.down(best),
+                    (_, false) => Phase::Down { rounds: 0, drained: false, rate: best },
                 };
             }
             Phase::ProbeRtt { until, least, end } if now >= until && self.samples.delivered >= end => {
-                self.min_rtt = Some((least, now));
+                let old = self.least_rtt();
+                self.min_rtt = Some((least.min(old + old / MIN_RTT_GROWTH.0 + MIN_RTT_GROWTH.1), now));
                 self.cruise();
             }
             _ => {}
@@ -420,7 +449,7 @@ impl Tide {
                 let least = if self.crowded { KEEP * delivered * self.srtt.as_secs_f64() } else { settled };
                 self.ceiling = (CUT * (in_flight as f64).min(self.ceiling)).max(least).max(self.floor());
                 if let Phase::Up { best, .. } = self.phase {
-                    self.phase = self.down(best);
+                    self.phase = Phase::Down { rounds: 0, drained: false, rate: best };
                 }
             }
         }
@@ -451,7 +480,11 @@ impl Controller for Tide {
             Some(_) => {}
             none => *none = Some((rtt, now)),
         }
-        self.round_rtt = self.round_rtt.min(rtt);
+        let trip = Trip { rtt, in_flight: self.samples.entry(sent).map_or(0, |entry| entry.in_flight) };
+        self.shortest.shorter(trip);
+        if let Phase::Up { .. } | Phase::Down { drained: false, .. } = self.phase {
+            self.fullest.fuller(trip);
+        }
         if let Phase::ProbeRtt { least, .. } = &mut self.phase {
             *least = rtt.min(*least);
         }
@@ -476,7 +509,7 @@ impl Controller for Tide {
         }
         self.step(now, app_limited, round);
         if round {
-            self.round_rtt = Duration::MAX;
+            self.shortest = Trip::NONE;
             if self.round_counts {
                 self.rate.advance();
             }
