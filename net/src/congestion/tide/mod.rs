@@ -463,7 +463,7 @@ impl Controller for Tide {
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, _: bool, rtt: &RttEstimator) {
-        self.samples.acked(now, sent, bytes);
+        self.samples.acked(now, bytes);
         self.batch_bytes += bytes;
         self.batch_sent = self.batch_sent.max(Some(sent));
         self.srtt = rtt.get();
@@ -480,7 +480,8 @@ impl Controller for Tide {
             Some(_) => {}
             none => *none = Some((rtt, now)),
         }
-        let trip = Trip { rtt, in_flight: self.samples.entry(sent).map_or(0, |entry| entry.in_flight) };
+        let entry = self.samples.entry(sent);
+        let trip = Trip { rtt, in_flight: entry.map_or(0, |entry| entry.in_flight) };
         self.shortest.shorter(trip);
         if let Phase::Up { .. } | Phase::Down { drained: false, .. } = self.phase {
             self.fullest.fuller(trip);
@@ -492,7 +493,7 @@ impl Controller for Tide {
         let mut round = false;
         // the start has to know of each burst, or it would never begin to grow
         let diluted = if self.phase == Phase::Startup { Duration::ZERO } else { LEAST_SPAN };
-        if let Some(sample) = self.samples.end(now, in_flight, app_limited, self.least_rtt(), diluted) {
+        if let Some(sample) = self.samples.end(now, (sent, entry), in_flight, app_limited, self.least_rtt(), diluted) {
             if !sample.app_limited || sample.rate > self.rate.get() {
                 self.rate.add(sample.rate);
                 self.round_rate = self.round_rate.max(sample.rate);

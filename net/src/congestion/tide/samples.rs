@@ -65,8 +65,6 @@ pub(super) struct Samples {
     pub(super) in_flight: u64,
     /// Until so much is delivered, what is acknowledged was sent while the application had nothing more to send.
     app_limited_until: Option<u64>,
-    /// Newest sending time acknowledged in this batch, and its entry.
-    newest: Option<(Instant, Entry)>,
 }
 
 impl Samples {
@@ -80,7 +78,6 @@ impl Samples {
             lost: 0,
             in_flight: 0,
             app_limited_until: None,
-            newest: None,
         }
     }
 
@@ -118,21 +115,18 @@ impl Samples {
         after.checked_sub(1).and_then(|i| self.entries.get(i)).copied()
     }
 
-    pub(super) fn acked(&mut self, now: Instant, sent: Instant, bytes: u64) {
+    pub(super) fn acked(&mut self, now: Instant, bytes: u64) {
         self.delivered += bytes;
         self.delivered_at = now;
-        if self.newest.is_none_or(|(at, _)| sent > at)
-            && let Some(entry) = self.entry(sent)
-        {
-            self.newest = Some((sent, entry));
-        }
     }
 
-    /// Ends a batch of acknowledgements. `shortest` is the least time that a sample must span: shorter ones come from
-    /// acknowledgements that arrived in a heap. What was seen for less than `diluted` is taken as all that came in that time.
+    /// Ends a batch of acknowledgements, of which the newest packet was sent at `sent` and has this entry. `shortest` is
+    /// the least time that a sample must span: shorter ones come from acknowledgements that arrived in a heap. What was
+    /// seen for less than `diluted` is taken as all that came in that time.
     pub(super) fn end(
         &mut self,
         now: Instant,
+        (sent, entry): (Instant, Option<Entry>),
         in_flight: u64,
         app_limited: bool,
         shortest: Duration,
@@ -145,7 +139,7 @@ impl Samples {
         if app_limited {
             self.app_limited_until = Some(self.delivered + in_flight);
         }
-        let (sent, entry) = self.newest.take()?;
+        let entry = entry?;
         self.first_sent = self.first_sent.max(sent);
         // one round trip, or more of them where they are short and nothing paused meanwhile
         let from = now.checked_sub(LEAST_SPAN).unwrap_or(now).max(self.busy_since);

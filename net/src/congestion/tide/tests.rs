@@ -22,8 +22,11 @@ fn steady(
     for n in 0..packets + rtt {
         let now = begun + MS * n;
         if n >= rtt {
-            samples.acked(now, begun + MS * (n - rtt), MTU);
-            last = samples.end(now, MTU * u64::from(rtt.min(packets)), app_limited, MS * rtt, LEAST_SPAN).or(last);
+            samples.acked(now, MTU);
+            let sent = begun + MS * (n - rtt);
+            let newest = (sent, samples.entry(sent));
+            last =
+                samples.end(now, newest, MTU * u64::from(rtt.min(packets)), app_limited, MS * rtt, LEAST_SPAN).or(last);
         }
         if n < packets {
             samples.sent(now, MTU, MS * rtt);
@@ -52,8 +55,10 @@ fn acknowledgements_that_come_in_a_heap_give_no_rate_above_what_was_sent() {
     let mut largest = 0.0f64;
     for n in 0..100 {
         let now = begun + MS * 200 + Duration::from_micros(u64::from(n));
-        samples.acked(now, begun + MS * n, MTU);
-        if let Some(sample) = samples.end(now, MTU * u64::from(99 - n), false, MS * 20, LEAST_SPAN) {
+        samples.acked(now, MTU);
+        let sent = begun + MS * n;
+        let newest = (sent, samples.entry(sent));
+        if let Some(sample) = samples.end(now, newest, MTU * u64::from(99 - n), false, MS * 20, LEAST_SPAN) {
             largest = largest.max(sample.rate);
         }
     }
