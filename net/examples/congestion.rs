@@ -72,7 +72,7 @@ fn share() {
 
 fn crowd() {
     println!(
-        "flows of our own through one link of 80 Mbit/s, 10 s: goodput %, lost %, queue ms, least and largest share"
+        "flows of our own through one link of 80 Mbit/s, 30 s: goodput %, lost %, queue ms, least and largest share"
     );
     for cc in ALL {
         for n in [2, 4, 8, 24] {
