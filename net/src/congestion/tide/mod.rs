@@ -79,8 +79,6 @@ const KEEP: f64 = 0.92;
 const FAIR: (f64, f64) = (0.45, 0.53);
 /// With less than this of it there are many others, and if all probed without a pause the link would be full of losses.
 const FEW: f64 = 0.15;
-/// More than this of a link without a queue is all of it, less a measuring error.
-const ALL: f64 = 0.85;
 /// Two amounts in flight that differ by less than this factor are alike.
 const ALIKE: f64 = 1.05;
 /// To this part at most with each probe.
@@ -291,16 +289,13 @@ impl Tide {
         self.crowded = self.is_queued(short.rtt);
         let less = full.in_flight.saturating_sub(short.in_flight) as f64;
         let sooner = full.rtt.saturating_sub(short.rtt);
-        if less == 0.0 || sooner < self.queue_step() / 4 {
+        if !self.crowded || less == 0.0 || sooner < self.queue_step() / 4 {
             return;
         }
         // Bytes that were not sent are as many that did not have to wait: the queue's time is theirs by the link's rate.
         let capacity = less / sooner.as_secs_f64();
         self.capacity += if self.capacity == 0.0 { capacity } else { CAPACITY_GAIN * (capacity - self.capacity) };
         let part = rate / self.capacity;
-        if !self.crowded && part > ALL {
-            return;
-        }
         if part > FAIR.1 {
             self.rate.set((FAIR.0 * self.capacity).max(rate * YIELD));
         } else if part > FAIR.0 {
