@@ -79,10 +79,12 @@ const KEEP: f64 = 0.92;
 const FAIR: (f64, f64) = (0.45, 0.53);
 /// With less than this of it there are many others, and if all probed without a pause the link would be full of losses.
 const FEW: f64 = 0.15;
+/// More than this of a link on which no queue was left after a probe is all of it, less a measuring error.
+const ALL: f64 = 0.85;
 /// Two amounts in flight that differ by less than this factor are alike.
 const ALIKE: f64 = 1.05;
-/// To this part at most with each probe.
-const YIELD: f64 = 0.5;
+/// To this part at most with each probe, beside a queue of others and without one.
+const YIELD: (f64, f64) = (0.5, 0.75);
 /// Weight of the newest measurement of the link's capacity.
 const CAPACITY_GAIN: f64 = 0.5;
 
@@ -289,15 +291,19 @@ impl Tide {
         self.crowded = self.is_queued(short.rtt);
         let less = full.in_flight.saturating_sub(short.in_flight) as f64;
         let sooner = full.rtt.saturating_sub(short.rtt);
-        if !self.crowded || less == 0.0 || sooner < self.queue_step() / 4 {
+        if less == 0.0 || sooner < self.queue_step() / 4 {
             return;
         }
         // Bytes that were not sent are as many that did not have to wait: the queue's time is theirs by the link's rate.
         let capacity = less / sooner.as_secs_f64();
         self.capacity += if self.capacity == 0.0 { capacity } else { CAPACITY_GAIN * (capacity - self.capacity) };
         let part = rate / self.capacity;
+        let (most, yields) = if self.crowded { (f64::INFINITY, YIELD.0) } else { (ALL, YIELD.1) };
+        if part > most {
+            return;
+        }
         if part > FAIR.1 {
-            self.rate.set((FAIR.0 * self.capacity).max(rate * YIELD));
+            self.rate.set((FAIR.0 * self.capacity).max(rate * yields));
         } else if part > FAIR.0 {
             self.rate.set(rate);
         }
