@@ -49,7 +49,7 @@ const PLATEAU_ROUNDS: u32 = 3;
 const RATE_ROUNDS: usize = 10;
 /// How long a least round trip counts before it has to be confirmed.
 const MIN_RTT_LIFE: Duration = Duration::from_secs(10);
-/// What it may grow by where it was not: this part of itself, and so much. The path may have become longer, or others may
+/// What it may grow by where it was not: one part in so many of itself, and so much. The path may have become longer, or others may
 /// stand in the queue; flows that take each other's queue for the path let it grow until it overflows.
 const MIN_RTT_GROWTH: (u32, Duration) = (4, Duration::from_millis(1));
 /// How long the window is lowered to see the path without our queue.
