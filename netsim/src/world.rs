@@ -17,7 +17,7 @@ use crate::{
 use fixedbitset::FixedBitSet;
 use shoal_transfer::{
     choke::{Account, Choker, Policy, Verdict},
-    haves::Haves,
+    haves::{Haves, Pace},
     swarm::{Action, BatchId, PeerIx, Swarm, SwarmConfig},
     turns::{TurnId, Turns},
 };
@@ -507,11 +507,12 @@ impl World {
         let whole = node.swarm.as_ref().is_none_or(|swarm| swarm.is_complete());
         let rare = |leaf: &u32| node.swarm.as_ref().is_some_and(|swarm| swarm.is_rare(*leaf));
         let urgent = whole || node.fresh.waiting().iter().any(rare);
-        let leaves = node.fresh.poll_announce(now, node.neighbours.len(), urgent);
+        let pace = if urgent { Pace::Urgent } else { Pace::of(node.turns.backlog()) };
+        let leaves = node.fresh.poll_announce(now, node.neighbours.len(), pace);
         if !leaves.is_empty() {
             let load = node.turns.backlog();
             self.soon(Event::Have { from: id, leaves, load });
-        } else if let Some(at) = node.fresh.poll_timeout(node.neighbours.len()) {
+        } else if let Some(at) = node.fresh.poll_timeout(node.neighbours.len(), pace) {
             let at = (at.as_nanos() as u64).max(self.now + 1);
             if at < node.have_timer {
                 node.have_timer = at;

@@ -20,8 +20,9 @@ use std::{
 pub const LEAST: usize = 8;
 /// Rates are measured over so long; shorter spans measure the scheduler of the machine.
 const SPAN: Duration = Duration::from_millis(200);
-/// More are let through than what was carried needs, by this factor, so that an uplink that can carry more is found out.
-const GAIN: f64 = 1.5;
+/// More are let through than what was carried needs, by this factor: so that an uplink that can carry more is found out, and
+/// because readers' downlinks are full of what others send now and then.
+const GAIN: f64 = 2.0;
 /// What was carried at most is forgotten after one to two of these.
 const MEMORY: Duration = Duration::from_secs(5);
 /// A rate has settled when it is less than so many times the one before.
@@ -429,10 +430,10 @@ mod tests {
 
     #[test]
     fn few_fast_readers_fill_it_and_more_wait() {
-        let mut uplink = Uplink::new(readers(24, 100.0, 5.0));
+        let mut uplink = Uplink::new(readers(32, 100.0, 5.0));
         full(uplink.run(60.0, 40.0));
         let most = uplink.most_at_once;
-        assert!(most <= 2 * LEAST, "{most} at once");
+        assert!(most <= 3 * LEAST, "{most} at once");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     api::{Compression, Counters, FetchError, FetchRequest, PeerAddr, PeerReport, SeedError, TransferConfig},
     choke::{Account, Choker, Policy, Verdict},
+    haves::Pace,
     rate::Rates,
     swarm::{Action, BatchId, DropReason, PeerIx, Swarm},
     wire::{LeafSet, MAX_PEER_HINTS, Message, PeerHint},
@@ -387,18 +388,19 @@ impl Hub {
             Stage::Running(running) => running.swarm.poll_timeout(),
             _ => None,
         });
-        let haves = self.roots.values().filter_map(|r| r.fresh.poll_timeout(r.members.len()));
+        let pace = Pace::of(self.server.backlog());
+        let haves = self.roots.values().filter_map(|r| r.fresh.poll_timeout(r.members.len(), pace));
         swarms.chain(haves).chain(self.choker.poll_timeout()).chain(self.agenda.poll_timeout()).min()
     }
 
     fn stalls(&mut self) {
-        let now = self.now();
+        let (now, pace) = (self.now(), Pace::of(self.server.backlog()));
         for (cid, r) in &mut self.roots {
             if let Some(running) = r.fetch.as_mut().and_then(|f| f.running()) {
                 running.swarm.handle_timeout(now);
                 self.touched.insert(*cid);
             }
-            if r.fresh.poll_timeout(r.members.len()).is_some_and(|at| at <= now) {
+            if r.fresh.poll_timeout(r.members.len(), pace).is_some_and(|at| at <= now) {
                 self.touched.insert(*cid);
             }
         }

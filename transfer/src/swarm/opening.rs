@@ -13,6 +13,8 @@ const LONGEST: Duration = Duration::from_secs(3);
 /// A walk once around all leaves, from a place that is as good as random.
 #[derive(Debug)]
 pub(super) struct Opening {
+    /// As good as random.
+    lot: u32,
     count: u32,
     next: u32,
     left: u32,
@@ -25,7 +27,14 @@ impl Opening {
     pub(super) fn new(me: Tag, count: usize) -> Self {
         let count = count as u32;
         let next = ((u128::from(stripe::weight(u32::MAX, me)) * u128::from(count)) >> 64) as u32;
-        Opening { count, next, left: count, began: None, joined: Duration::ZERO }
+        Opening {
+            lot: stripe::weight(u32::MAX - 1, me) as u32,
+            count,
+            next,
+            left: count,
+            began: None,
+            joined: Duration::ZERO,
+        }
     }
 
     /// Somebody came, of whom it is not known yet whether it is a leecher.
@@ -40,14 +49,22 @@ impl Opening {
         self.joined = now;
     }
 
-    /// For tests of what comes after it.
-    #[cfg(test)]
+    /// Whether this leecher is among the `places`, or about as many, of a `crowd` that may ask a seeder now.
+    pub(super) fn has_place(&self, places: u64, crowd: u64) -> bool {
+        u64::from(self.lot) * crowd <= places << 32
+    }
+
+    /// When it is over, if nobody comes; none once it [`end`](Self::end)ed, or before it began.
+    pub(super) fn poll_end(&self) -> Option<Duration> {
+        Some((self.joined + SETTLED).min(self.began? + LONGEST)).filter(|_| self.left > 0)
+    }
+
     pub(super) fn end(&mut self) {
         self.left = 0;
     }
 
     pub(super) fn is_over(&self, now: Duration) -> bool {
-        self.left == 0 || self.began.is_some_and(|began| now >= (self.joined + SETTLED).min(began + LONGEST))
+        self.left == 0 || self.poll_end().is_some_and(|end| now >= end)
     }
 
     /// The next leaf that `open` lets pass. O(1) amortised.

@@ -1,7 +1,7 @@
 //! The hub's half that knows what is here: it has the store looked at, notes what came and what went, and tells members.
 
 use super::*;
-use crate::wire::feature;
+use crate::{haves::Pace, wire::feature};
 
 impl Hub {
     pub(super) fn look_for_losses(&mut self) {
@@ -71,7 +71,8 @@ impl Hub {
         let swarm = r.fetch.as_mut().and_then(|f| f.running()).map(|running| &running.swarm);
         let rare = swarm.is_some_and(|swarm| r.fresh.waiting().iter().any(|leaf| swarm.is_rare(*leaf)));
         let urgent = rare || r.have.is_full() || !r.gone.is_empty();
-        let mut fresh = r.fresh.poll_announce(now, r.members.len(), urgent);
+        let pace = if urgent { Pace::Urgent } else { Pace::of(self.server.backlog()) };
+        let mut fresh = r.fresh.poll_announce(now, r.members.len(), pace);
         let mut gone = std::mem::take(&mut r.gone);
         if fresh.is_empty() && gone.is_empty() {
             return;

@@ -39,13 +39,17 @@ impl Swarm {
         let starving = self.idle_since.filter(|_| self.starved.is_none()).map(|since| since + STARVE);
         let held = self.held_since.and(self.next_release);
         let reading = self.readers.iter().filter_map(|r| r.look_at);
-        self.alarms.next().into_iter().chain(starving).chain(held).chain(reading).min()
+        self.alarms.next().into_iter().chain(self.opening.poll_end()).chain(starving).chain(held).chain(reading).min()
     }
 
     /// Time has passed: peers that stalled lose what they were asked for to peers that can deliver it.
     pub fn handle_timeout(&mut self, now: Duration) {
         while let Some((at, slot)) = self.alarms.pop(now) {
             self.look(now, at, slot);
+        }
+        if self.opening.poll_end().is_some_and(|at| at <= now) {
+            self.opening.end();
+            self.wake_seeders();
         }
         if self.next_release.is_some_and(|at| at <= now) {
             self.next_release = None;

@@ -69,22 +69,31 @@ impl Swarm {
         }
     }
 
+    /// Stops a request that holds `leaf` alone. False: it holds more, or is over.
+    pub(super) fn call_off(&mut self, peer: PeerIx, batch: BatchId, leaf: u32) -> bool {
+        let Some(slot) = self.slots.get(&peer).copied() else { return false };
+        let Some(p) = &mut self.peers[slot as usize] else { return false };
+        if p.batches.get(&batch).is_none_or(|b| b.leaves != [leaf]) {
+            return false;
+        }
+        let size = u64::from(self.sizes[leaf as usize]);
+        p.in_flight -= size;
+        if let Some(b) = p.batches.remove(&batch) {
+            self.landed(&b, size);
+        }
+        self.ready(slot);
+        self.actions.push_back(Action::Cancel { peer, batch });
+        true
+    }
+
     /// `leaf` is here: whoever else was asked for it alone is told to stop.
     pub(super) fn overtake(&mut self, leaf: u32, by: (PeerIx, BatchId)) {
         let Some(holders) = self.asked.remove(&leaf) else { return };
         for (other, batch) in [Some(holders.first), holders.second].into_iter().flatten().filter(|h| *h != by) {
-            let size = u64::from(self.sizes[leaf as usize]);
-            let Some(slot) = self.slots.get(&other).copied() else { continue };
-            let Some(p) = &mut self.peers[slot as usize] else { continue };
+            let Some(p) = self.peer_mut(other) else { continue };
             p.overtaken += 1;
             // a request that holds more is left to run: stopping it would cost its other leaves
-            if let Some(lane) = p.batches.get(&batch).filter(|b| b.leaves == [leaf]).map(|b| b.lane) {
-                p.batches.remove(&batch);
-                p.in_flight -= size;
-                *self.in_flight.lane(lane) -= size;
-                self.ready(slot);
-                self.actions.push_back(Action::Cancel { peer: other, batch });
-            } else {
+            if !self.call_off(other, batch, leaf) {
                 let first = (other, batch);
                 let stray = self.strays.entry(leaf).or_insert(Holders { first, second: None, at: holders.at });
                 if stray.first != first {

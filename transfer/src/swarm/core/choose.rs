@@ -3,25 +3,18 @@
 //! The order of thought: what readers are about to need comes before all else (`read`). Then seeders are asked for this
 //! leecher's own stripe of what only they have. Then, until enough is on its way, the peer that would answer soonest (of a
 //! few drawn) is asked for the rarest (of a few drawn) of the leaves that it has; less of that while the last leaves of the
-//! seeders are on their way. At the end a leaf that is late is asked for a second time.
+//! seeders are on their way. Who has nothing new to give may still be asked for what was asked of others (`again`).
 
 use super::{super::peer::WINDOW_GAIN, *};
 use crate::swarm::peer::{Batch, Lane};
 
 /// With so many peers there is always another one to ask.
-const MANY: u64 = 8;
+pub(super) const MANY: u64 = 8;
 /// How many leaves a pick looks at: "the power of d choices" (Mitzenmacher 2001) comes close to rarest first at a constant
 /// price.
 const LEAF_SAMPLE: usize = 16;
 /// How many peers a choice looks at. More would make all leechers run after the same fast peer.
 const PEER_SAMPLE: usize = 8;
-/// A leaf is late when another peer would bring it so many times as soon.
-pub(super) const LATE: f64 = 1.6;
-/// How many late leaves are looked at for a second request.
-const LATE_SAMPLE: usize = 32;
-/// How many leaves of peers that are late are looked at for a second request, of all of them together: where there are more,
-/// enough of them are asked for twice already, or will be when these are.
-const LATE_LOOKS: usize = 512;
 /// Bytes that are asked of seeders by all leechers together, at least: with more at once each leaf would take longer to
 /// come out, and what has come out is what the others live on.
 const LEAST_AHEAD: u64 = 1 << 19;
@@ -29,8 +22,8 @@ const LEAST_AHEAD: u64 = 1 << 19;
 const LEAST_LEAVES_AHEAD: u64 = 6;
 /// That many seconds of what comes out may be asked for ahead.
 const AHEAD: f64 = 0.2;
-/// In the opening this is asked of a seeder by all leechers together, as far as they know each other, and a leaf by each at
-/// least.
+/// In the opening this is asked of a seeder by all leechers together, as far as they know each other: where it is less than a
+/// leaf for each, by some of them.
 const OPENING_BYTES: u64 = 1 << 20;
 /// A leaf with few holders is asked for by so many leechers for each of them, at first.
 const TAKERS: u64 = 4;
@@ -57,8 +50,7 @@ impl Swarm {
         self.serve_readers(now);
         if scarce && !self.on_demand {
             let ahead = (self.outflow.peak() * AHEAD * WINDOW_GAIN) as u64;
-            let leaf = self.progress.bytes_wanted / u64::from(self.progress.leaves_wanted.max(1));
-            self.look_ahead(ahead.max(LEAST_AHEAD).max(LEAST_LEAVES_AHEAD * leaf));
+            self.look_ahead(ahead.max(LEAST_AHEAD).max(LEAST_LEAVES_AHEAD * self.leaf_size()));
         }
         if self.announced >= self.released + RELEASE_EVERY && self.in_flight.open < total {
             self.released = self.announced;
@@ -108,6 +100,11 @@ impl Swarm {
         ((self.meter.peak() * span * WINDOW_GAIN) as u64).max(self.config.least_total)
     }
 
+    /// The mean length of a leaf that is wanted, at least 1.
+    fn leaf_size(&self) -> u64 {
+        (self.progress.bytes_wanted / u64::from(self.progress.leaves_wanted.max(1))).max(1)
+    }
+
     /// Whether all that seeders have is asked of them, or will be next.
     fn sees_the_end(&self) -> bool {
         self.horizon as usize == self.sizes.len()
@@ -153,11 +150,17 @@ impl Swarm {
     fn ask(&mut self, now: Duration, slot: u32, takers: u64) {
         let crowd = self.slots.len() as u64;
         let Some(p) = self.at(slot) else { return };
-        // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another
-        let window = match p.is_seeder() {
-            true if !self.stripe.is_alone() && !self.opening.is_over(now) => OPENING_BYTES / crowd,
-            false if crowd >= MANY => p.window(1, 1),
-            _ => self.window_of(p),
+        // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another. So is
+        // a seeder once it has nothing that leechers lack, or all would queue there for the last leaves
+        let opening = p.is_seeder() && !self.stripe.is_alone() && !self.opening.is_over(now);
+        if opening && !self.opening.has_place(OPENING_BYTES / self.leaf_size(), crowd) {
+            return self.dry(slot);
+        }
+        let rare = p.is_seeder() && !self.picker.only_at_seeders().is_empty();
+        let window = match () {
+            () if opening => OPENING_BYTES / crowd,
+            () if crowd >= MANY && !rare && self.leechers > 0 => p.window(1, 1),
+            () => self.window_of(p),
         };
         if p.in_flight >= window || self.is_too_slow(p) {
             return self.unready(slot);
@@ -176,7 +179,7 @@ impl Swarm {
             leaves.push(leaf);
         }
         if leaves.is_empty() {
-            let Some(leaf) = self.pick_at_late(slot).or_else(|| self.pick_late(slot)) else { return self.dry(slot) };
+            let Some(leaf) = self.pick_again(now, slot) else { return self.dry(slot) };
             bytes = u64::from(self.sizes[leaf as usize]);
             leaves.push(leaf);
         }
@@ -322,62 +325,6 @@ impl Swarm {
             p.candidates = candidates;
         }
         leaf
-    }
-
-    /// A leaf that a late peer was asked for and `slot` has, to be asked for a second time: `slot` has nothing better to
-    /// give. If the second one to be asked is late as well, it is told to stop. While other leaves are on their way,
-    /// those who are merely late keep theirs: in a crowd most of them are busy, and a second copy costs the others. One from
-    /// a seeder costs them most while it has leaves that nobody else has: then it stands in for other seeders only.
-    fn pick_at_late(&mut self, slot: u32) -> Option<u32> {
-        let p = self.at(slot).filter(|p| !p.late)?;
-        let has_rare = p.is_seeder() && !self.picker.only_at_seeders().is_empty() && self.starved.is_none();
-        let of_late: u64 = self.late.iter().filter_map(|slot| self.at(*slot)).map(|p| p.in_flight).sum();
-        let urgent = self.picker.len() == 0 || self.starved.is_some() || self.in_flight.all() == of_late;
-        let is_late = |(holder, _)| self.peer(holder).is_none_or(|h| h.late);
-        let late = self.late.iter().filter_map(|late| self.at(*late));
-        let late = late.filter(|h| (urgent || h.snubbed) && (!has_rare || h.is_seeder()));
-        let each = (LATE_LOOKS / self.late.len().max(1)).max(1);
-        let held = late.flat_map(|h| h.batches.values().flat_map(|b| b.leaves.iter().copied()).take(each));
-        #[cfg(test)]
-        let held = held.inspect(|_| self.looked.set(self.looked.get() + 1));
-        let mut leaves = held.filter(|leaf| p.has(*leaf));
-        let (leaf, second) = leaves.find_map(|leaf| {
-            let holders = self.asked.get(&leaf)?;
-            let all_late = is_late(holders.first) && holders.second.is_none_or(is_late);
-            // a request that holds more is left to run
-            let alone = |(peer, batch)| self.peer(peer).and_then(|p| p.batches.get(&batch)).map(|b| b.leaves.len());
-            let may_end = holders.second.is_none_or(|second| alone(second) == Some(1));
-            (all_late && may_end).then_some((leaf, holders.second))
-        })?;
-        if let Some((peer, batch)) = second {
-            self.actions.push_back(Action::Cancel { peer, batch });
-            self.take_back(peer, batch);
-        }
-        Some(leaf)
-    }
-
-    /// End game: everything is asked for (on demand that is always so, and readers see to it themselves). A leaf that `slot` would bring well before the one who was asked is asked for
-    /// a second time; who comes first wins, the other request is cancelled.
-    fn pick_late(&mut self, slot: u32) -> Option<u32> {
-        if self.picker.len() > 0 || self.on_demand || self.slots.len() < 2 || self.at(slot)?.late {
-            return None;
-        }
-        let from = self.draw(self.sizes.len()) as u32;
-        let p = self.at(slot)?;
-        let mut best: Option<(f64, u32)> = None;
-        for (leaf, holders) in self.asked.range(from..).chain(self.asked.range(..from)).take(LATE_SAMPLE) {
-            let holder = holders.first.0;
-            if holders.second.is_some() || holder == p.ix || !p.has(*leaf) {
-                continue;
-            }
-            let Some(h) = self.peer(holder) else { continue };
-            let theirs = h.eta(0, 0.0);
-            let ours = p.eta(u64::from(self.sizes[*leaf as usize]), 0.0);
-            if theirs > LATE * ours && best.is_none_or(|(b, _)| theirs > b) {
-                best = Some((theirs, *leaf));
-            }
-        }
-        best.map(|(_, leaf)| leaf)
     }
 
     /// A number below `below`, the same in each run with the same inputs.

@@ -5,7 +5,7 @@
 //! The idea of deadlines beside rarest first is that of libtorrent's time-critical pieces; that the wait decides whom to
 //! ask again, rather than a fixed time, and that the window follows what is read, is not.
 
-use super::{choose::LATE, *};
+use super::{again::LATE, *};
 
 /// A window holds so many seconds of what is read, within its limit.
 const AHEAD: f64 = 15.0;

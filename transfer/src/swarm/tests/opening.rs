@@ -78,8 +78,31 @@ fn the_opening_ends() {
         assert!(s.handle_have(MS(at), SEEDER, std::slice::from_ref(&(0..1_800))));
         open(&mut s, MS(at), BTreeMap::new()).values().flatten().any(|leaf| *leaf >= 200)
     };
-    assert!(is_apart(100, 50) && is_apart(200, 1_000) && is_apart(200, 2_900));
-    assert!(!is_apart(200, 3_200) && !is_apart(1_000, 450));
+    assert!(is_apart(100, 50) && is_apart(250, 1_000) && is_apart(250, 2_900));
+    assert!(!is_apart(250, 3_200) && !is_apart(1_000, 450));
+}
+
+/// Where a leaf for each would be too much at once, some ask, and all when it is over.
+#[test]
+fn of_a_crowd_a_few_open_at_a_seeder_and_all_go_on() {
+    let (crowd, mut opened, mut asked_later) = (200, 0, 0);
+    for me in 0..crowd {
+        let mut s = newcomer(me, 4_000);
+        (0..crowd).filter(|other| *other != me).for_each(|other| {
+            s.handle_peer(MS(0), PeerIx(other as u32), tag(other), MS(1));
+        });
+        let first = open(&mut s, MS(0), BTreeMap::new());
+        assert!(first.values().flatten().count() <= 1);
+        opened += first.len();
+        let end = s.poll_timeout().filter(|at| *at <= MS(500)).unwrap();
+        s.handle_timeout(end);
+        let later = open(&mut s, end, first.clone());
+        asked_later += later.len() - first.len();
+        assert!(later.keys().filter(|batch| !first.contains_key(batch)).all(|batch| later[batch] < vec![500]));
+    }
+    let places = (1 << 20) / LEAF as usize;
+    assert!((places / 2..2 * places).contains(&opened), "{opened} of {crowd} opened");
+    assert!(asked_later > 0);
 }
 
 /// Requests are for several leaves each: one leaf that the newcomer owns is enough.
