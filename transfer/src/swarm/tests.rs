@@ -1,6 +1,7 @@
 //! The scheduler against a world that misbehaves: peers with random haves that deliver, refuse, lie, stall and vanish in
 //! an order that a seed decides. What must hold is checked after every step.
 
+mod crowd;
 mod opening;
 mod reading;
 

@@ -1,0 +1,108 @@
+//! What changes among many: whom a leaf that waits is asked of instead, and how much of a seeder that has nothing rare.
+
+use super::*;
+use std::ops::Range;
+
+const CROWD: u32 = 12;
+const LEAF: u32 = 75_000;
+
+/// A leecher that lacks all of so many leaves and knows a crowd that has nothing yet.
+fn among_many(leaves: u32) -> Swarm {
+    among(CROWD, leaves)
+}
+
+fn among(peers: u32, leaves: u32) -> Swarm {
+    let mut s = swarm(vec![LEAF; leaves as usize]);
+    (0..peers).for_each(|peer| s.handle_peer(MS(0), PeerIx(peer), u64::from(peer) * 7919 + 1, MS(1)));
+    s
+}
+
+fn announce(s: &mut Swarm, now: Duration, peer: PeerIx, leaves: Range<u32>, wait: Duration) {
+    assert!(s.handle_have(now, peer, std::slice::from_ref(&leaves)));
+    s.handle_load(now, peer, wait);
+}
+
+fn actions(s: &mut Swarm, now: Duration) -> Vec<Action> {
+    std::iter::from_fn(|| s.poll_action(now)).filter(|a| !matches!(a, Action::Interested { .. })).collect()
+}
+
+/// The first holder has a queue of a second; the next one says how long it has. Asked for what the first had begun to send,
+/// or would send nearly as soon, nothing moves.
+#[test]
+fn a_leaf_that_waits_in_a_long_queue_is_asked_of_another() {
+    let (first, next) = (PeerIx(3), PeerIx(8));
+    for (wait, later, begun, moves) in [
+        (MS(1_000), MS(20), false, true),
+        (MS(1_000), MS(20), true, false),
+        (MS(1_000), MS(400), false, false),
+        (MS(100), MS(20), false, false),
+    ] {
+        let mut s = among_many(2);
+        announce(&mut s, MS(0), first, 0..1, wait);
+        let (mut now, mut asked) = (MS(0), actions(&mut s, MS(0)));
+        // this leecher may not be among the first to ask
+        while asked.is_empty() {
+            now = s.poll_timeout().unwrap();
+            s.handle_timeout(now);
+            asked = actions(&mut s, now);
+        }
+        let batch = BatchId(0);
+        assert_eq!(asked, [Action::Request { peer: first, batch, leaves: vec![0] }]);
+        if begun {
+            s.handle_bytes(now, first, 1_500);
+        }
+        announce(&mut s, now, next, 0..1, later);
+        let moved =
+            [Action::Cancel { peer: first, batch }, Action::Request { peer: next, batch: BatchId(1), leaves: vec![0] }];
+        let expected = if moves { &moved[..] } else { &[] };
+        assert_eq!(actions(&mut s, now), expected, "{wait:?}, then {later:?}, begun {begun}");
+        if moves {
+            // the one that was stopped is forgotten: what it still brings is not wanted, what the other brings is
+            assert!(!s.handle_arrived(now, first, batch, 0));
+            assert!(s.handle_arrived(now, next, BatchId(1), 0));
+            s.handle_verified(now, next, 0);
+            assert!(s.has(0) && s.in_flight() == 0);
+        }
+    }
+}
+
+/// Whoever boasts of an empty queue gets one leaf for it, not all that waits elsewhere.
+#[test]
+fn a_boaster_draws_one_leaf_at_a_time() {
+    let mut s = among_many(40);
+    for peer in 0..8 {
+        announce(&mut s, MS(0), PeerIx(peer), 0..40, MS(900));
+    }
+    let waiting = actions(&mut s, MS(0)).len();
+    assert!(waiting >= 8, "{waiting}");
+    announce(&mut s, MS(2), PeerIx(11), 0..40, MS(0));
+    let _new = actions(&mut s, MS(2));
+    for round in 0..20 {
+        announce(&mut s, MS(2), PeerIx(11), 0..40, MS(0));
+        s.handle_rtt(PeerIx(11), MS(1));
+        let again = actions(&mut s, MS(2));
+        assert!(again.is_empty(), "round {round}: {again:?}");
+    }
+    assert!(s.account(PeerIx(11)).unwrap().in_flight <= 2 * u64::from(LEAF));
+}
+
+/// When leechers have everything too, a seeder among many is asked for a leaf at a time, like them; among few for what fills
+/// the path.
+#[test]
+fn a_seeder_without_anything_rare_is_asked_like_the_others() {
+    let seeder = PeerIx(100);
+    for (peers, least, most) in [(3, 6, 40), (CROWD, 1, 1)] {
+        let mut s = among(peers, 399);
+        s.opening.end();
+        // each leaf is somewhere, and nobody who has it answers just now
+        for peer in 0..peers {
+            let each = 399 / peers + 1;
+            announce(&mut s, MS(0), PeerIx(peer), each * peer..(each * peer + each).min(399), MS(0));
+            s.handle_choke(MS(0), PeerIx(peer), true);
+        }
+        s.handle_peer(MS(0), seeder, 5, MS(1));
+        assert!(s.handle_have(MS(0), seeder, std::slice::from_ref(&(0..399))));
+        let asked = asks(&mut s, MS(0), seeder).len();
+        assert!((least..=most).contains(&asked), "{asked} leaves among {peers}");
+    }
+}
