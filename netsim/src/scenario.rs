@@ -220,6 +220,7 @@ pub fn suite() -> Vec<(&'static str, Options)> {
         suite.push(("reciprocal", Options { serving, ..base.clone() }));
         suite.push(("30 % free riders, reciprocal", Options { free_riders: 0.3, serving, ..base.clone() }));
         suite.push(("2 corrupters", Options { corrupters: 2, ..base.clone() }));
+        suite.push(("each knows half of them", Options { degree: Some(base.peers.div_ceil(2)), ..base.clone() }));
         suite.push(("meet within 1 s", Options { spread: 0.5, meeting: 1.0, ..base.clone() }));
         suite.push(("seed leaves after one copy", Options { seed_leaves: true, ..base.clone() }));
     }

@@ -85,6 +85,12 @@ enum Event {
         to: u32,
         yes: bool,
     },
+    /// `from` tells `to` whether a seeder is among its peers.
+    Reach {
+        from: u32,
+        to: u32,
+        yes: bool,
+    },
     Choke {
         from: u32,
         to: u32,
@@ -334,6 +340,12 @@ impl World {
                     self.choke(to, verdicts);
                 }
             }
+            Event::Reach { from, to, yes } => {
+                if let Some(swarm) = &mut self.nodes[to as usize].swarm {
+                    swarm.handle_reach(now, PeerIx(from), yes);
+                    self.drive(to);
+                }
+            }
             Event::Choke { from, to, yes } => {
                 if let Some(swarm) = &mut self.nodes[to as usize].swarm {
                     swarm.handle_choke(now, PeerIx(from), yes);
@@ -559,6 +571,7 @@ impl World {
                         self.soon(Event::Interested { from: id, to: peer.0, yes });
                     }
                 }
+                Action::Reach { peer, yes } => self.soon(Event::Reach { from: id, to: peer.0, yes }),
                 Action::Drop { peer, .. } => {
                     self.drops += 1;
                     self.unlink(id, peer.0);

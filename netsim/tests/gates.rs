@@ -49,7 +49,7 @@ fn ten_equal_leechers() {
 
 #[test]
 fn two_dozen_equal_leechers() {
-    gate(base(24), 1.12, 1.07, 0.006);
+    gate(base(24), 1.08, 1.05, 0.006);
 }
 
 /// Started together on busy machines, leechers know each other after a while. When all of them began with the first leaves
@@ -59,10 +59,19 @@ fn two_dozen_that_meet_within_a_second() {
     gate(Options { rate: 40e6 / 8.0, spread: 0.5, meeting: 1.0, ..base(24) }, 1.12, 1.06, 0.006);
 }
 
-/// With leaves of 280 KiB instead of 72 this was 1.22, and 1.27 where nobody said how long requests wait.
+/// With leaves of 280 KiB instead of 72 this was 1.22, and 1.27 where nobody said how long requests wait; 1.15 where whoever has
+/// little to send says what it has as late as the others.
 #[test]
 fn a_hundred_equal_leechers() {
-    gate(base(100), 1.19, 1.12, 0.008);
+    gate(base(100), 1.11, 1.09, 0.008);
+}
+
+/// Each knows some of the others, and some the seed. When what only the seed has was left to those who did not know it as
+/// well, this was 2.75 and 2.70.
+#[test]
+fn leechers_of_which_some_know_the_seed() {
+    gate(Options { degree: Some(12), ..base(24) }, 1.62, 1.62, 0.006);
+    gate(Options { degree: Some(20), ..base(50) }, 1.46, 1.46, 0.008);
 }
 
 /// Answers that wait for their turn must not look stalled where leaves take long.

@@ -39,6 +39,8 @@ pub mod feature {
     pub const ZSTD: u64 = 1;
     /// The sender reads `Load`.
     pub const LOAD: u64 = 2;
+    /// The sender reads `Reach`.
+    pub const REACH: u64 = 4;
 }
 
 /// Reset and stop codes of request streams.

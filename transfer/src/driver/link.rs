@@ -256,7 +256,7 @@ pub(super) fn widen(connection: &Connection, shared: &LinkShared, wide: &Arc<Sem
 
 /// The first message.
 pub(super) fn hello(agent: &str, addrs: Vec<std::net::SocketAddr>, compress: bool) -> Message {
-    let features = feature::LOAD | if compress { feature::ZSTD } else { 0 };
+    let features = feature::LOAD | feature::REACH | if compress { feature::ZSTD } else { 0 };
     Message::Hello(Hello { version: 1, features, agent: agent.to_owned(), addrs })
 }
 

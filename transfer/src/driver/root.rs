@@ -25,6 +25,8 @@ pub(super) struct Member {
     pub(super) link: LinkId,
     /// What it said it has before the tree was known.
     pub(super) early: Vec<Range<u32>>,
+    /// Whether a seeder is among its peers, as far as it said.
+    pub(super) reaches: bool,
 }
 
 impl Member {

@@ -126,6 +126,13 @@ pub enum Action {
         /// Wants something.
         yes: bool,
     },
+    /// Tell `peer` whether a seeder is among this side's peers. Nobody is told while one is, as all take it to be so.
+    Reach {
+        /// Whom.
+        peer: PeerIx,
+        /// One is.
+        yes: bool,
+    },
     /// Let `peer` go. The swarm has already taken back what it was asked for.
     Drop {
         /// Whom.
@@ -204,6 +211,8 @@ pub struct Swarm {
     /// Until the leechers that came together have met, seeders are asked by this and not by stripes.
     pub(super) opening: Opening,
     leechers: u32,
+    /// A seeder is among the peers, as far as they were told.
+    reaches: bool,
     /// Slots whose place among the leechers is to be looked at before the next decision.
     unsettled: Vec<u32>,
     /// Announcements of all leechers, and which of them is looked at next for having fallen silent.
@@ -294,6 +303,7 @@ impl Swarm {
             stripe: Stripe::new(me, count),
             opening: Opening::new(me, count),
             leechers: 0,
+            reaches: true,
             unsettled: vec![],
             announced: 0,
             watch: 0,
@@ -374,6 +384,9 @@ impl Swarm {
         self.slots.insert(peer, slot);
         self.leechers += 1;
         self.opening.begin(now);
+        if !self.reaches {
+            self.actions.push_back(Action::Reach { peer, yes: false });
+        }
         self.settle_later(slot);
     }
 
@@ -489,6 +502,15 @@ impl Swarm {
     pub fn handle_load(&mut self, now: Duration, peer: PeerIx, wait: Duration) {
         if let Some(p) = self.peer_mut(peer) {
             p.wait = Some((wait, now));
+        }
+    }
+
+    /// `peer` says whether a seeder is among its peers. Until it does, one is.
+    pub fn handle_reach(&mut self, _now: Duration, peer: PeerIx, yes: bool) {
+        let Some(slot) = self.slots.get(&peer).copied() else { return };
+        let Some(p) = &mut self.peers[slot as usize] else { return };
+        if std::mem::replace(&mut p.reaches, yes) != yes {
+            self.settle_later(slot);
         }
     }
 

@@ -159,6 +159,8 @@ pub(super) struct Peer {
     pub(super) interested: bool,
     /// Counted as a leecher that owns a share of what only seeders have.
     pub(super) striped: bool,
+    /// A seeder is among its peers, as far as it says.
+    pub(super) reaches: bool,
     /// The count of all announcements when it made its last one, and the time.
     pub(super) spoke_at: (u64, Duration),
     /// Where it stands in the list of those that may be asked; `ABSENT` if it does not.
@@ -212,6 +214,7 @@ impl Peer {
             choked: false,
             interested: false,
             striped: false,
+            reaches: true,
             spoke_at: (0, now),
             at_ready: ABSENT,
             candidates: vec![],

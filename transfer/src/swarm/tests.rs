@@ -96,7 +96,7 @@ impl World {
                     self.peers.remove(&peer);
                     self.dropped.push((peer, reason));
                 }
-                Action::Interested { .. } => {}
+                Action::Interested { .. } | Action::Reach { .. } => {}
             }
         }
     }

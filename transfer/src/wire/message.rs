@@ -23,6 +23,7 @@ const GOODBYE: u8 = 0x09;
 /// Types from here on may be skipped by a peer that does not know them.
 const OPTIONAL: u8 = 0x80;
 const LOAD: u8 = 0x80;
+const REACH: u8 = 0x81;
 
 /// The first message on each control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,6 +180,14 @@ pub enum Message {
         /// Milliseconds.
         wait_ms: u32,
     },
+    /// Whether a peer that has all of the root is among the sender's. Until it is said, one is. A hint, skipped by who does
+    /// not know it.
+    Reach {
+        /// As named in `Join`.
+        channel: u32,
+        /// One is.
+        yes: bool,
+    },
     /// The sender is about to close the connection.
     Goodbye {
         /// For people.
@@ -247,6 +256,11 @@ impl Message {
                 put_varint(b, (*channel).into());
                 put_varint(b, (*wait_ms).into());
             }
+            Message::Reach { channel, yes } => {
+                b.push(REACH);
+                put_varint(b, (*channel).into());
+                b.push(u8::from(*yes));
+            }
             Message::Goodbye { reason } => {
                 b.push(GOODBYE);
                 put_text(b, reason);
@@ -294,6 +308,7 @@ impl Message {
             }
             GOODBYE => Message::Goodbye { reason: text(&mut r, "reason")? },
             LOAD => Message::Load { channel: r.varint_u32("channel")?, wait_ms: r.varint_u32("wait")? },
+            REACH => Message::Reach { channel: r.varint_u32("channel")?, yes: flag(&mut r, "reach")? },
             other if other >= OPTIONAL => return Ok(None),
             other => return Err(WireError::UnknownType(other)),
         };
@@ -489,6 +504,7 @@ mod tests {
         assert_eq!(hex_of(&Message::Interested { channel: 0, yes: false }), "03060000");
         assert_eq!(hex_of(&Message::Leave { channel: 5 }), "020305");
         assert_eq!(hex_of(&Message::Load { channel: 2, wait_ms: 350 }), "048002415e");
+        assert_eq!(hex_of(&Message::Reach { channel: 2, yes: false }), "03810200");
         assert_eq!(hex_of(&Message::Goodbye { reason: "bye".into() }), "050903627965");
         let join = Message::Join { channel: 1, root: root(), leaves: 512, answer: true };
         assert_eq!(hex_of(&join), format!("26 02 01 {} 4200 01", hex::encode(root().key())).replace(' ', ""));
@@ -545,6 +561,7 @@ mod tests {
                 peers: lists.into_iter().map(|addrs| PeerHint { peer: PeerId::random(), addrs }).collect()
             }),
             (any::<u32>(), any::<u32>()).prop_map(|(channel, wait_ms)| Message::Load { channel, wait_ms }),
+            (any::<u32>(), any::<bool>()).prop_map(|(channel, yes)| Message::Reach { channel, yes }),
             "\\PC{0,60}".prop_map(|reason| Message::Goodbye { reason }),
         ]
     }

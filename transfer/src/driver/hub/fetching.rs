@@ -1,7 +1,7 @@
 //! The hub's half that moves fetches on: from stage to stage, with every answer, to the end. No connection is opened here.
 
 use super::*;
-use crate::{driver::link::PROTOCOL_FAULT, swarm::ReaderIx};
+use crate::{driver::link::PROTOCOL_FAULT, swarm::ReaderIx, wire::feature};
 
 impl Hub {
     pub(super) fn fetch_mut(&mut self, root: &Cid, fetch: u64) -> Option<&mut FetchState> {
@@ -97,6 +97,7 @@ impl Hub {
         for (peer, member) in r.members.iter_mut() {
             let rtt = self.links.get(&member.link).map(|l| l.connection.quinn().rtt()).unwrap_or_default();
             swarm.handle_peer(now, member.ix, tag(peer), rtt);
+            swarm.handle_reach(now, member.ix, member.reaches);
             if !swarm.handle_have(now, member.ix, &std::mem::take(&mut member.early)) {
                 liars.push(*peer);
             }
@@ -318,6 +319,15 @@ impl Hub {
                         && let Some(channel) = link.ours.get(&root).copied()
                     {
                         link.say(&Message::Interested { channel, yes });
+                    }
+                }
+                Action::Reach { peer, yes } => {
+                    if let Some((_, link)) = who(peer)
+                        && let Some(link) = self.links.get_mut(&link)
+                        && let Some(channel) = link.ours.get(&root).copied()
+                        && link.shared.features.load(Ordering::Relaxed) & feature::REACH != 0
+                    {
+                        link.say(&Message::Reach { channel, yes });
                     }
                 }
                 Action::Drop { peer, reason } => {

@@ -296,6 +296,18 @@ impl Hub {
                     swarm.handle_load(now, ix, Duration::from_millis(wait_ms.into()));
                 }
             }
+            Message::Reach { channel, yes } => {
+                let Some(root) = root_of(link, &channel) else { return };
+                self.charged(id, root, 1, |hub| {
+                    if let Some(member) = hub.roots.get_mut(&root).and_then(|r| r.members.get_mut(&peer)) {
+                        member.reaches = yes;
+                    }
+                    if let Some((swarm, ix)) = hub.swarm_of(&root, &peer) {
+                        swarm.handle_reach(now, ix, yes);
+                        hub.touched.insert(root);
+                    }
+                });
+            }
             Message::Interested { channel, yes } => {
                 // slots are dealt per connection: a peer that wants anything of any root takes one
                 if root_of(link, &channel).is_some() {
@@ -364,7 +376,7 @@ impl Hub {
         }
         let newcomer = !r.members.contains(&peer);
         if newcomer {
-            r.members.insert(peer, Member { ix, link: id, early: vec![] });
+            r.members.insert(peer, Member { ix, link: id, early: vec![], reaches: true });
             self.store.touch(&root);
             if let Some(f) = &mut r.fetch {
                 f.last_news = now;

@@ -242,7 +242,7 @@ impl Swarm {
         while let Some(slot) = self.unsettled.pop() {
             let silent = self.is_silent(now, slot);
             let Some(p) = &mut self.peers[slot as usize] else { continue };
-            let counts = !p.is_seeder() && !silent;
+            let counts = !p.is_seeder() && !silent && p.reaches;
             if counts != p.striped {
                 p.striped = counts;
                 changed = true;
@@ -291,13 +291,24 @@ impl Swarm {
         self.announced += 1;
         if let Some(p) = &mut self.peers[slot as usize] {
             p.spoke_at = (self.announced, now);
-            if !p.striped {
+            if !p.striped && p.reaches {
                 self.settle_later(slot);
             }
         }
         self.watch = (self.watch + 1) % self.peers.len().max(1) as u32;
         if self.at(self.watch).is_some_and(|p| p.striped) && self.is_silent(now, self.watch) {
             self.settle_later(self.watch);
+        }
+    }
+
+    /// Tells all when a seeder is among the peers, or none is any more: whoever reaches none owns nothing of what only they
+    /// have. Not before the opening is over, for most find one by then.
+    pub(super) fn tell_reach(&mut self, now: Duration) {
+        let reaches = self.slots.len() > self.leechers as usize;
+        if reaches != self.reaches && (reaches || self.opening.is_over(now)) {
+            self.reaches = reaches;
+            let told = self.peers.iter().flatten().map(|p| Action::Reach { peer: p.ix, yes: reaches });
+            self.actions.extend(told);
         }
     }
 

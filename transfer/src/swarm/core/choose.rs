@@ -38,6 +38,7 @@ impl Swarm {
         if self.is_complete() {
             return;
         }
+        self.tell_reach(now);
         if !self.unsettled.is_empty() {
             self.settle_leechers(now);
         }

@@ -1,4 +1,5 @@
-//! What changes among many: whom a leaf that waits is asked of instead, and how much of a seeder that has nothing rare.
+//! What changes among many: whom a leaf that waits is asked of instead, how much of a seeder that has nothing rare, and what is
+//! left to those who know no seeder.
 
 use super::*;
 use std::ops::Range;
@@ -23,7 +24,9 @@ fn announce(s: &mut Swarm, now: Duration, peer: PeerIx, leaves: Range<u32>, wait
 }
 
 fn actions(s: &mut Swarm, now: Duration) -> Vec<Action> {
-    std::iter::from_fn(|| s.poll_action(now)).filter(|a| !matches!(a, Action::Interested { .. })).collect()
+    std::iter::from_fn(|| s.poll_action(now))
+        .filter(|a| !matches!(a, Action::Interested { .. } | Action::Reach { .. }))
+        .collect()
 }
 
 /// The first holder has a queue of a second; the next one says how long it has. Asked for what the first had begun to send,
@@ -105,4 +108,53 @@ fn a_seeder_without_anything_rare_is_asked_like_the_others() {
         let asked = asks(&mut s, MS(0), seeder).len();
         assert!((least..=most).contains(&asked), "{asked} leaves among {peers}");
     }
+}
+
+/// Who owns a leaf that only a seeder has is to be able to ask for it.
+#[test]
+fn whoever_reaches_no_seeder_owns_nothing() {
+    let seeder = PeerIx(100);
+    let start = || {
+        let mut s = among_many(400);
+        s.opening.end();
+        s.handle_peer(MS(0), seeder, 5, MS(1));
+        assert!(s.handle_have(MS(0), seeder, std::slice::from_ref(&(0..400))));
+        s
+    };
+    let mut own = start();
+    let own = asks(&mut own, MS(0), seeder).len();
+    // all but one say that they know none: half of what is asked ahead is this leecher's own
+    let mut s = start();
+    (1..CROWD).for_each(|peer| s.handle_reach(MS(0), PeerIx(peer), false));
+    let half = asks(&mut s, MS(0), seeder);
+    assert!(own <= 2 && half.len() > own && half.len() < 7, "{own}, then {half:?}");
+    let rival = PeerIx(0);
+    s.handle_reach(MS(0), rival, false);
+    s.handle_have(MS(0), rival, &[]).then_some(()).unwrap();
+    assert!(!asks(&mut s, MS(0), seeder).is_empty(), "all is its own");
+    // to say so over and over changes nothing for anybody, and announcing does not make it an owner
+    let work = s.work();
+    (0..100).for_each(|_| s.handle_reach(MS(0), PeerIx(1), false));
+    assert_eq!(s.work(), work);
+    assert!(s.handle_have(MS(0), PeerIx(1), &[399..400]) && s.work() < work + 10);
+}
+
+/// All are told when the opening is over and no seeder was met, newcomers when they come, and all again when one is met.
+#[test]
+fn peers_are_told_whether_a_seeder_is_known() {
+    let told = |s: &mut Swarm, now| -> Vec<(u32, bool)> {
+        let actions = std::iter::from_fn(|| s.poll_action(now));
+        actions.filter_map(|a| if let Action::Reach { peer, yes } = a { Some((peer.0, yes)) } else { None }).collect()
+    };
+    let mut s = among(3, 10);
+    assert_eq!(told(&mut s, MS(0)), []);
+    let over = s.poll_timeout().unwrap();
+    s.handle_timeout(over);
+    assert_eq!(told(&mut s, over), [(0, false), (1, false), (2, false)]);
+    s.handle_peer(over, PeerIx(7), 99, MS(1));
+    assert_eq!(told(&mut s, over), [(7, false)]);
+    assert!(s.handle_have(over, PeerIx(1), &[0..10]));
+    assert_eq!(told(&mut s, over), [(0, true), (1, true), (2, true), (7, true)]);
+    s.handle_gone(over, PeerIx(1));
+    assert_eq!(told(&mut s, over), [(0, false), (2, false), (7, false)]);
 }

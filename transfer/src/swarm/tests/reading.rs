@@ -88,7 +88,7 @@ impl Film {
                     source.requests.retain(|(b, _)| *b != batch);
                 }
                 Action::Drop { peer, .. } => self.sources[peer.0 as usize].requests.clear(),
-                Action::Interested { .. } => {}
+                Action::Interested { .. } | Action::Reach { .. } => {}
             }
         }
     }
