@@ -1,7 +1,7 @@
 //! What is simulated: content, peers, links, who comes and goes; and the bounds that a run is held against. No simulation.
 
 use crate::rng::Rng;
-use shoal_transfer::{choke::Policy, swarm::SwarmConfig};
+use shoal_transfer::{TransferLimits, choke::Policy, swarm::SwarmConfig};
 
 /// What a peer is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,6 +209,10 @@ pub fn suite() -> Vec<(&'static str, Options)> {
     let mut suite = vec![];
     for peers in [1, 2, 8, 10, 24, 50, 100, 1000] {
         suite.push(("equal links", Options { peers, ..base.clone() }));
+    }
+    let degree = Some(TransferLimits::default().peers_per_root);
+    for peers in [100, 300] {
+        suite.push(("as many neighbours as a node keeps", Options { peers, degree, ..base.clone() }));
     }
     for peers in [10, 24, 50] {
         let base = Options { peers, ..base.clone() };

@@ -1,7 +1,7 @@
 //! One fetch: what the driver tells it and what it tells the driver. Sans-IO; see [`Swarm`] for how to drive it.
 //!
-//! `choose` decides which leaf to ask whom for, `again` which to ask for once more, `read` what readers need before all else, `book` keeps the accounts of
-//! leaves and peers, `alarm` deals with time.
+//! `choose` decides which leaf to ask whom for, `again` which to ask for once more, `read` what readers need before all
+//! else, `book` keeps the accounts of leaves and peers, `alarm` deals with time.
 
 mod again;
 mod alarm;

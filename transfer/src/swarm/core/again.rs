@@ -1,6 +1,6 @@
-//! Which leaf to ask for that was asked of somebody else already: one that is late is asked for a second time, one that waits in
-//! a long queue is asked of another peer instead. Here comes only who has nothing new to give. What is late for a reader is
-//! dealt with in `read`.
+//! Which leaf to ask for that was asked of somebody else already: one that is late is asked for a second time, one that
+//! waits in a long queue is asked of another peer instead. Here comes only who has nothing new to give. What is late for a
+//! reader is dealt with in `read`.
 
 use super::{choose::MANY, *};
 
@@ -54,8 +54,8 @@ impl Swarm {
         Some(leaf)
     }
 
-    /// In a crowd, a leaf that waits at a peer whose queue is long while `slot` has it and little to do: early holders of a leaf are
-    /// asked by many, later ones would stand idle. The request that waits is stopped.
+    /// In a crowd, a leaf that waits at a peer whose queue is long while `slot` has it and little to do: early holders of a
+    /// leaf are asked by many, later ones would stand idle. The request that waits is stopped.
     fn pick_waiting(&mut self, now: Duration, slot: u32) -> Option<u32> {
         if self.on_demand || self.slots.len() as u64 <= MANY {
             return None;
@@ -91,8 +91,9 @@ impl Swarm {
         Some(leaf)
     }
 
-    /// End game: everything is asked for (on demand that is always so, and readers see to it themselves). A leaf that `slot` would bring well before the one who was asked is asked for
-    /// a second time; who comes first wins, the other request is cancelled.
+    /// End game: everything is asked for (on demand that is always so, and readers see to it themselves). A leaf that
+    /// `slot` would bring well before the one who was asked is asked for a second time; who comes first wins, the other
+    /// request is cancelled.
     fn pick_late(&mut self, slot: u32) -> Option<u32> {
         if self.picker.len() > 0 || self.on_demand || self.slots.len() < 2 || self.at(slot)?.late {
             return None;

@@ -151,12 +151,12 @@ impl Swarm {
     fn ask(&mut self, now: Duration, slot: u32, takers: u64) {
         let crowd = self.slots.len() as u64;
         let Some(p) = self.at(slot) else { return };
-        // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another. So is
-        // a seeder once it has nothing that leechers lack, or all would queue there for the last leaves
         let opening = p.is_seeder() && !self.stripe.is_alone() && !self.opening.is_over(now);
-        if opening && !self.opening.has_place(OPENING_BYTES / self.leaf_size(), crowd) {
+        if opening && !self.on_demand && !self.opening.has_place(OPENING_BYTES / self.leaf_size(), crowd) {
             return self.dry(slot);
         }
+        // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another. So is
+        // a seeder once it has nothing that leechers lack, or all would queue there for the last leaves
         let rare = p.is_seeder() && !self.picker.only_at_seeders().is_empty();
         let window = match () {
             () if opening => OPENING_BYTES / crowd,
