@@ -186,3 +186,29 @@ async fn a_peer_that_has_or_lacks_what_does_not_exist_breaks_the_protocol() {
         assert!(why.contains(&format!("{what} that do not exist")), "{why}");
     }
 }
+
+/// Others leave nothing to a leecher to ask of seeders while it knows none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leecher_whose_seeder_goes_says_so_and_says_when_it_finds_another() {
+    let (first, second, leecher) = (Peer::start(), Peer::start(), Peer::start());
+    let bytes = noise(77, 4 * MB);
+    let (root, _) = first.share_bytes("film", &bytes).await;
+    second.share_bytes("film", &bytes).await;
+    for seeder in [&first, &second] {
+        seeder.transfer.limit(Rates { up: Some(500_000), ..Rates::default() }.into()).await.unwrap();
+    }
+    let mut fetch = leecher.transfer.fetch(leecher.request(root, "film", vec![first.addr()])).await.unwrap();
+    while !matches!(fetch.next().await.unwrap(), FetchEvent::Started { .. }) {}
+    let mut listener = Listener::join(&leecher.addr(), root).await;
+    listener.until("something came", |told| !told.is_empty()).await;
+    assert_eq!(listener.reaches, None, "it knows a seeder, as all do until they say otherwise");
+    first.stop().await;
+    listener.until_reach("its seeder is gone", false).await;
+    leecher.transfer.add_peers(root, vec![second.addr()]).await;
+    listener.until_reach("it found another", true).await;
+    second.transfer.limit(Rates::default().into()).await.unwrap();
+    finish(fetch).await.unwrap();
+    assert_eq!(fs::read(leecher.dir.path().join("out/film")).unwrap(), bytes);
+    leecher.stop().await;
+    second.stop().await;
+}

@@ -10,7 +10,7 @@ use shoal_net::{
 use shoal_store::{ImportOptions, Options, Store};
 use shoal_transfer::{
     Fetch, FetchError, FetchEvent, FetchReport, FetchRequest, PeerAddr, Transfer, TransferConfig,
-    wire::{Decoder, LeafSet, Message, PackHead, PackKind, Packing, Request},
+    wire::{Decoder, LeafSet, Message, PackHead, PackKind, Packing, Request, feature},
 };
 use std::{
     collections::BTreeSet,
@@ -317,6 +317,8 @@ pub struct Listener {
     /// How often a leaf was said to be there, and to be gone.
     pub haves: u64,
     pub dont_haves: u64,
+    /// Whether the peer said that it knows a seeder, or knows none, last.
+    pub reaches: Option<bool>,
     _endpoint: Endpoint,
 }
 
@@ -326,19 +328,30 @@ impl Listener {
         let connection = endpoint.connect(peer.addrs[0], peer.peer).await.unwrap();
         let mut said = connection.quinn().open_uni().await.unwrap();
         let mut bytes = vec![];
-        let hello = shoal_transfer::wire::Hello { version: 1, features: 0, agent: "listener".into(), addrs: vec![] };
+        let (agent, addrs) = ("listener".into(), vec![]);
+        let hello = shoal_transfer::wire::Hello { version: 1, features: feature::REACH, agent, addrs };
         Message::Hello(hello).encode(&mut bytes);
         Message::Join { channel: 3, root, leaves: 0, answer: true }.encode(&mut bytes);
         said.write_all(&bytes).await.unwrap();
         let control = connection.quinn().accept_uni().await.unwrap();
         let (told, decoder) = (BTreeSet::new(), Decoder::default());
-        Listener { connection, control, said, decoder, told, haves: 0, dont_haves: 0, _endpoint: endpoint }
+        let (haves, dont_haves, reaches) = (0, 0, None);
+        Listener { connection, control, said, decoder, told, haves, dont_haves, reaches, _endpoint: endpoint }
     }
 
     /// Reads what comes until what was told is like this.
     pub async fn until(&mut self, what: &str, like: impl Fn(&BTreeSet<u32>) -> bool) {
+        self.listen(what, |listener| like(&listener.told)).await;
+    }
+
+    /// Reads what comes until it was said last that the peer knows a seeder, or knows none.
+    pub async fn until_reach(&mut self, what: &str, yes: bool) {
+        self.listen(what, |listener| listener.reaches == Some(yes)).await;
+    }
+
+    async fn listen(&mut self, what: &str, like: impl Fn(&Listener) -> bool) {
         let heard = async {
-            while !like(&self.told) {
+            while !like(self) {
                 let chunk = self.control.read_chunk(1 << 16, true).await.unwrap().expect("the control stream ended");
                 self.decoder.push(&chunk.bytes);
                 while let Some(message) = self.decoder.poll().unwrap() {
@@ -365,6 +378,7 @@ impl Listener {
                     self.dont_haves += 1;
                 }
             }
+            Message::Reach { yes, .. } => self.reaches = Some(yes),
             _ => {}
         }
     }
