@@ -156,11 +156,12 @@ impl Swarm {
             return self.dry(slot);
         }
         // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another. So is
-        // a seeder once it has nothing that leechers lack, or all would queue there for the last leaves
+        // a seeder among more, once it has nothing that leechers lack, or all would queue there for the last leaves
         let rare = p.is_seeder() && !self.picker.only_at_seeders().is_empty();
         let window = match () {
             () if opening => OPENING_BYTES / crowd,
-            () if crowd >= MANY && !rare && self.leechers > 0 => p.window(1, 1),
+            () if p.is_seeder() && (rare || crowd <= MANY || self.leechers == 0) => self.window_of(p),
+            () if crowd >= MANY => p.window(1, 1),
             () => self.window_of(p),
         };
         if p.in_flight >= window || self.is_too_slow(p) {
