@@ -519,10 +519,10 @@ impl World {
         let whole = node.swarm.as_ref().is_none_or(|swarm| swarm.is_complete());
         let rare = |leaf: &u32| node.swarm.as_ref().is_some_and(|swarm| swarm.is_rare(*leaf));
         let urgent = whole || node.fresh.waiting().iter().any(rare);
-        let pace = if urgent { Pace::Urgent } else { Pace::of(node.turns.backlog()) };
+        let load = node.turns.backlog();
+        let pace = if urgent { Pace::Urgent } else { Pace::of(load) };
         let leaves = node.fresh.poll_announce(now, node.neighbours.len(), pace);
         if !leaves.is_empty() {
-            let load = node.turns.backlog();
             self.soon(Event::Have { from: id, leaves, load });
         } else if let Some(at) = node.fresh.poll_timeout(node.neighbours.len(), pace) {
             let at = (at.as_nanos() as u64).max(self.now + 1);

@@ -21,7 +21,6 @@ use super::{
 use crate::{
     api::{Compression, Counters, FetchError, FetchRequest, PeerAddr, PeerReport, SeedError, TransferConfig},
     choke::{Account, Choker, Policy, Verdict},
-    haves::Pace,
     rate::Rates,
     swarm::{Action, BatchId, DropReason, PeerIx, Swarm},
     wire::{LeafSet, MAX_PEER_HINTS, Message, PeerHint},
@@ -90,6 +89,13 @@ struct Link {
 impl Link {
     fn say(&mut self, message: &Message) {
         message.encode(&mut self.outbox);
+    }
+
+    /// Says something of `root`, if this side takes part in it here; `message` is given its channel.
+    fn say_of(&mut self, root: &Cid, message: impl FnOnce(u32) -> Message) {
+        if let Some(channel) = self.ours.get(root).copied() {
+            self.say(&message(channel));
+        }
     }
 }
 
@@ -388,19 +394,18 @@ impl Hub {
             Stage::Running(running) => running.swarm.poll_timeout(),
             _ => None,
         });
-        let pace = Pace::of(self.server.backlog());
-        let haves = self.roots.values().filter_map(|r| r.fresh.poll_timeout(r.members.len(), pace));
+        let haves = self.roots.values().filter_map(|r| r.tell_at(|| self.server.backlog()));
         swarms.chain(haves).chain(self.choker.poll_timeout()).chain(self.agenda.poll_timeout()).min()
     }
 
     fn stalls(&mut self) {
-        let (now, pace) = (self.now(), Pace::of(self.server.backlog()));
+        let now = self.now();
         for (cid, r) in &mut self.roots {
             if let Some(running) = r.fetch.as_mut().and_then(|f| f.running()) {
                 running.swarm.handle_timeout(now);
                 self.touched.insert(*cid);
             }
-            if r.fresh.poll_timeout(r.members.len(), pace).is_some_and(|at| at <= now) {
+            if r.tell_at(|| self.server.backlog()).is_some_and(|at| at <= now) {
                 self.touched.insert(*cid);
             }
         }

@@ -67,7 +67,7 @@ pub(super) struct LinkShared {
     /// Payload bytes received.
     pub(super) bytes_in: AtomicU64,
     /// What the peer's hello says that it can; nothing until it came.
-    pub(super) features: AtomicU64,
+    features: AtomicU64,
     /// Whether compressing pays.
     thrift: Mutex<Thrift>,
     /// This peer's own rate limits.
@@ -106,6 +106,11 @@ impl LinkShared {
     pub(super) fn thrift(&self) -> MutexGuard<'_, Thrift> {
         // a panic elsewhere leaves numbers, at worst old ones
         self.thrift.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the peer's hello says that it can do this, a bit of [`feature`].
+    pub(super) fn can(&self, feature: u64) -> bool {
+        self.features.load(Ordering::Relaxed) & feature != 0
     }
 
     /// The level to compress the next pack with, if it is worth trying.

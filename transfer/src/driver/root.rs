@@ -2,7 +2,11 @@
 //! that runs. No IO.
 
 use super::{LinkId, fetch::FetchState};
-use crate::{api::PeerAddr, haves::Haves, swarm::PeerIx};
+use crate::{
+    api::PeerAddr,
+    haves::{Haves, Pace},
+    swarm::PeerIx,
+};
 use fixedbitset::FixedBitSet;
 use shoal_content::Manifest;
 use shoal_net::PeerId;
@@ -132,6 +136,15 @@ impl Root {
                 known.addrs.push(addr);
             }
         }
+    }
+
+    /// When members are to be told what came, if anything did. `backlog` is what is asked of the uplink, which takes a look at
+    /// each request.
+    pub(super) fn tell_at(&self, backlog: impl FnOnce() -> Option<Duration>) -> Option<Duration> {
+        if self.fresh.waiting().is_empty() {
+            return None;
+        }
+        self.fresh.poll_timeout(self.members.len(), Pace::of(backlog()))
     }
 
     /// Leaves are here.

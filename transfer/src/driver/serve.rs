@@ -182,8 +182,7 @@ impl Server {
 
     /// What was asked for, as far as both sides do it.
     fn allowed(&self, asked: Packing, shared: &LinkShared) -> Packing {
-        let theirs = shared.features.load(Ordering::Relaxed) & feature::ZSTD != 0;
-        if theirs && self.compress { asked } else { Packing::Off }
+        if self.compress && shared.can(feature::ZSTD) { asked } else { Packing::Off }
     }
 
     async fn send_nodes(

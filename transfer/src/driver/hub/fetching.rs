@@ -314,20 +314,14 @@ impl Hub {
                     }
                 }
                 Action::Interested { peer, yes } => {
-                    if let Some((_, link)) = who(peer)
-                        && let Some(link) = self.links.get_mut(&link)
-                        && let Some(channel) = link.ours.get(&root).copied()
-                    {
-                        link.say(&Message::Interested { channel, yes });
+                    if let Some(link) = who(peer).and_then(|(_, link)| self.links.get_mut(&link)) {
+                        link.say_of(&root, |channel| Message::Interested { channel, yes });
                     }
                 }
                 Action::Reach { peer, yes } => {
-                    if let Some((_, link)) = who(peer)
-                        && let Some(link) = self.links.get_mut(&link)
-                        && let Some(channel) = link.ours.get(&root).copied()
-                        && link.shared.features.load(Ordering::Relaxed) & feature::REACH != 0
-                    {
-                        link.say(&Message::Reach { channel, yes });
+                    let link = who(peer).and_then(|(_, link)| self.links.get_mut(&link));
+                    if let Some(link) = link.filter(|link| link.shared.can(feature::REACH)) {
+                        link.say_of(&root, |channel| Message::Reach { channel, yes });
                     }
                 }
                 Action::Drop { peer, reason } => {

@@ -430,16 +430,12 @@ impl Hub {
         if known.is_empty() {
             return;
         }
-        if let Some(link) = self.links.get_mut(&id)
-            && let Some(channel) = link.ours.get(&root).copied()
-        {
-            link.say(&Message::Peers { channel, peers: known });
+        if let Some(link) = self.links.get_mut(&id) {
+            link.say_of(&root, |channel| Message::Peers { channel, peers: known });
         }
         for (_, other) in others {
-            if let Some(link) = self.links.get_mut(&other)
-                && let Some(channel) = link.ours.get(&root).copied()
-            {
-                link.say(&Message::Peers { channel, peers: vec![news.clone()] });
+            if let Some(link) = self.links.get_mut(&other) {
+                link.say_of(&root, |channel| Message::Peers { channel, peers: vec![news.clone()] });
             }
         }
     }

@@ -71,7 +71,8 @@ impl Hub {
         let swarm = r.fetch.as_mut().and_then(|f| f.running()).map(|running| &running.swarm);
         let rare = swarm.is_some_and(|swarm| r.fresh.waiting().iter().any(|leaf| swarm.is_rare(*leaf)));
         let urgent = rare || r.have.is_full() || !r.gone.is_empty();
-        let pace = if urgent { Pace::Urgent } else { Pace::of(self.server.backlog()) };
+        let backlog = self.server.backlog();
+        let pace = if urgent { Pace::Urgent } else { Pace::of(backlog) };
         let mut fresh = r.fresh.poll_announce(now, r.members.len(), pace);
         let mut gone = std::mem::take(&mut r.gone);
         if fresh.is_empty() && gone.is_empty() {
@@ -85,7 +86,7 @@ impl Hub {
             LeafSet::pack(leaves.drain(..))
         };
         let (gone, fresh) = (pack(&mut gone), pack(&mut fresh));
-        let load = self.server.backlog().filter(|_| !fresh.is_empty());
+        let load = backlog.filter(|_| !fresh.is_empty());
         let wait_ms = load.map(|wait| wait.as_millis().try_into().unwrap_or(u32::MAX));
         for (_, member) in r.members.iter() {
             if let Some(link) = self.links.get_mut(&member.link)
@@ -98,7 +99,7 @@ impl Hub {
                     link.say(&Message::Have { channel, leaves: leaves.clone() });
                 }
                 if let Some(wait_ms) = wait_ms
-                    && link.shared.features.load(Ordering::Relaxed) & feature::LOAD != 0
+                    && link.shared.can(feature::LOAD)
                 {
                     link.say(&Message::Load { channel, wait_ms });
                 }

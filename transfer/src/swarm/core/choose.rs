@@ -157,11 +157,13 @@ impl Swarm {
         }
         // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another. So is
         // a seeder among more, once it has nothing that leechers lack, or all would queue there for the last leaves
-        let rare = p.is_seeder() && !self.picker.only_at_seeders().is_empty();
+        let one_by_one = match p.is_seeder() {
+            true => crowd > MANY && self.leechers > 0 && self.picker.only_at_seeders().is_empty(),
+            false => crowd >= MANY,
+        };
         let window = match () {
             () if opening => OPENING_BYTES / crowd,
-            () if p.is_seeder() && (rare || crowd <= MANY || self.leechers == 0) => self.window_of(p),
-            () if crowd >= MANY => p.window(1, 1),
+            () if one_by_one => p.window(1, 1),
             () => self.window_of(p),
         };
         if p.in_flight >= window || self.is_too_slow(p) {
