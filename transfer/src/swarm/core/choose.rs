@@ -23,7 +23,7 @@ const LEAST_LEAVES_AHEAD: u64 = 6;
 /// That many seconds of what comes out may be asked for ahead.
 const AHEAD: f64 = 0.2;
 /// In the opening this is asked of a seeder by all leechers together, as far as they know each other: where it is less than a
-/// leaf for each, by some of them.
+/// leaf for each, by some of them, and by [`MANY`] at least.
 const OPENING_BYTES: u64 = 1 << 20;
 /// A leaf with few holders is asked for by so many leechers for each of them, at first.
 const TAKERS: u64 = 4;
@@ -152,7 +152,8 @@ impl Swarm {
         let crowd = self.slots.len() as u64;
         let Some(p) = self.at(slot) else { return };
         let opening = p.is_seeder() && !self.stripe.is_alone() && !self.opening.is_over(now);
-        if opening && !self.on_demand && !self.opening.has_place(OPENING_BYTES / self.leaf_size(), crowd) {
+        let places = (OPENING_BYTES / self.leaf_size()).max(MANY);
+        if opening && !self.on_demand && !self.opening.has_place(places, crowd) {
             return self.dry(slot);
         }
         // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another. So is

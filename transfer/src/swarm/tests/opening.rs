@@ -105,6 +105,23 @@ fn of_a_crowd_a_few_open_at_a_seeder_and_all_go_on() {
     assert!(asked_later > 0);
 }
 
+/// Blocks of IPFS trees may be as long as all that is asked in the opening, or longer: a few ask for one each all the same.
+#[test]
+fn where_leaves_are_long_a_few_open_as_well() {
+    for leaf in [1 << 20, 2 << 20] {
+        for me in 0..6u64 {
+            let none = FixedBitSet::with_capacity(50);
+            let mut s = Swarm::new(SwarmConfig::default(), tag(me), vec![leaf; 50].into(), &full(50), &none);
+            (0..6).filter(|other| *other != me).for_each(|other| {
+                s.handle_peer(MS(0), PeerIx(other as u32), tag(other), MS(1));
+            });
+            s.handle_peer(MS(0), SEEDER, tag(1_000), MS(1));
+            assert!(s.handle_have(MS(0), SEEDER, std::slice::from_ref(&(0..50))));
+            assert_eq!(asks(&mut s, MS(0), SEEDER).len(), 1, "{leaf} bytes, leecher {me}");
+        }
+    }
+}
+
 /// Requests are for several leaves each: one leaf that the newcomer owns is enough.
 #[test]
 fn what_a_late_newcomer_owns_is_left_to_it_unless_it_may_be_on_its_way() {
