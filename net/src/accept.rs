@@ -161,7 +161,7 @@ async fn handshake(
             .map_err(|e| e.to_string())?;
         let alpn = connection.handshake_data().and_then(tls::alpn_of).ok_or("no ALPN")?;
         let alpn = Alpn::from_name(&alpn).ok_or("unknown ALPN")?;
-        let peer = tls::peer_of(&connection).ok_or("no identity")?;
+        let peer = shared.configs.peer_of(&connection).ok_or("no identity")?;
         Ok::<_, String>((connection, alpn, peer))
     };
     let (connection, alpn, peer) = match tokio::time::timeout(shared.limits.handshake_timeout, work).await {

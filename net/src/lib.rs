@@ -19,6 +19,7 @@ mod error;
 pub mod identity;
 mod limits;
 mod muxer;
+mod proven;
 mod punch;
 mod quic;
 mod route;

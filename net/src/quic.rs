@@ -125,6 +125,11 @@ impl Configs {
         Ok((client, proved))
     }
 
+    /// The identity that the remote of a handshaken connection proved.
+    pub(crate) fn peer_of(&self, connection: &quinn::Connection) -> Option<PeerId> {
+        self.tls.peer_of(connection)
+    }
+
     /// Lets the last packets of all connections pass their congestion controllers.
     pub(crate) fn let_all_go(&self) {
         self.flow.yields.store(true, Relaxed);

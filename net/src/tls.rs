@@ -4,7 +4,7 @@
 //! hardware has AES, the server's order wins, no 0-RTT, no resumption (each connection proves its peer anew), no key
 //! log, no TLS 1.2.
 
-use crate::{ALPN_LIBP2P, ALPN_SHOAL, BindError, Keypair, PeerId};
+use crate::{ALPN_LIBP2P, ALPN_SHOAL, BindError, Keypair, PeerId, proven::Proven};
 use libp2p_tls::certificate;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
@@ -13,7 +13,7 @@ use rustls::{
         ResolvesClientCert, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{CryptoProvider, aws_lc_rs},
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::{
         ClientHello, NoServerSessionStorage, ResolvesServerCert,
@@ -22,7 +22,10 @@ use rustls::{
     sign::CertifiedKey,
     version::TLS13,
 };
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 /// TLS needs a name; libp2p ignores it, and so do we. It says nothing of the peer, since it goes out in the clear.
 pub(crate) const SERVER_NAME: &str = "l";
@@ -31,6 +34,7 @@ pub(crate) const SERVER_NAME: &str = "l";
 pub(crate) struct Tls {
     provider: Arc<CryptoProvider>,
     identity: Arc<Identity>,
+    proven: Arc<Proven>,
     pub(crate) server: Arc<QuicServerConfig>,
 }
 
@@ -41,11 +45,12 @@ impl Tls {
         let (certificate, key) = certificate::generate(keypair).map_err(|e| broken(&e))?;
         let key = provider.key_provider.load_private_key(key).map_err(|e| broken(&e))?;
         let identity = Arc::new(Identity(Arc::new(CertifiedKey::new(vec![certificate], key))));
+        let proven = Arc::<Proven>::default();
 
         let mut server = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| broken(&e))?
-            .with_client_cert_verifier(Arc::new(Verifier::anyone()))
+            .with_client_cert_verifier(Arc::new(Verifier::anyone(proven.clone())))
             .with_cert_resolver(identity.clone());
         server.alpn_protocols = vec![ALPN_LIBP2P.to_vec(), ALPN_SHOAL.to_vec()];
         // A stock libp2p client prefers ChaCha20, which costs half the speed on hardware with AES.
@@ -54,7 +59,7 @@ impl Tls {
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(NoServerSessionStorage {});
         let server = Arc::new(QuicServerConfig::try_from(server).map_err(|e| broken(&e))?);
-        Ok(Tls { provider, identity, server })
+        Ok(Tls { provider, identity, proven, server })
     }
 
     /// A client configuration for one dial, and the identity that the remote will have proved.
@@ -64,7 +69,7 @@ impl Tls {
         expected: Option<PeerId>,
     ) -> Result<(Arc<QuicClientConfig>, Arc<OnceLock<PeerId>>), rustls::Error> {
         let proved = Arc::new(OnceLock::new());
-        let verifier = Verifier { expected, proved: Some(proved.clone()) };
+        let verifier = Verifier { expected, proved: Some(proved.clone()), ..Verifier::anyone(self.proven.clone()) };
         let mut client = rustls::ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .dangerous() // rustls' word for "not the web's certificate authorities"
@@ -78,12 +83,12 @@ impl Tls {
         let client = QuicClientConfig::try_from(client).map_err(|e| rustls::Error::General(e.to_string()))?;
         Ok((Arc::new(client), proved))
     }
-}
 
-/// The identity that the remote of a handshaken connection proved.
-pub(crate) fn peer_of(connection: &quinn::Connection) -> Option<PeerId> {
-    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    Some(certificate::parse(chain.first()?).ok()?.peer_id())
+    /// The identity that the remote of a handshaken connection proved.
+    pub(crate) fn peer_of(&self, connection: &quinn::Connection) -> Option<PeerId> {
+        let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+        Some(self.proven.owner(chain.first()?, Instant::now()).ok()?.peer)
+    }
 }
 
 /// The application protocol of a handshake.
@@ -141,18 +146,21 @@ struct Verifier {
     expected: Option<PeerId>,
     /// Whom a dial found. The verifier of the accepting side serves all connections and keeps nothing.
     proved: Option<Arc<OnceLock<PeerId>>>,
+    proven: Arc<Proven>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
-    fn anyone() -> Self {
-        Verifier { expected: None, proved: None }
+    fn anyone(proven: Arc<Proven>) -> Self {
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+        Verifier { expected: None, proved: None, proven, algorithms }
     }
 
     fn check(&self, leaf: &CertificateDer<'_>, more: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
         if !more.is_empty() {
             return Err(rustls::Error::General("a libp2p peer presents exactly one certificate".into()));
         }
-        let peer = certificate::parse(leaf)?.peer_id();
+        let peer = self.proven.owner(leaf, Instant::now())?.peer;
         if let Some(proved) = &self.proved {
             proved.get_or_init(|| peer);
         }
@@ -161,15 +169,16 @@ impl Verifier {
             _ => Ok(()),
         }
     }
-}
 
-fn verify_signature(
-    message: &[u8],
-    leaf: &CertificateDer<'_>,
-    signed: &DigitallySignedStruct,
-) -> Result<HandshakeSignatureValid, rustls::Error> {
-    certificate::parse(leaf)?.verify_signature(signed.scheme, message, signed.signature())?;
-    Ok(HandshakeSignatureValid::assertion())
+    fn verify_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let owner = self.proven.owner(leaf, Instant::now())?;
+        verify_tls13_signature_with_raw_key(message, &owner.key, signed, &self.algorithms)
+    }
 }
 
 fn no_tls12() -> Result<HandshakeSignatureValid, rustls::Error> {
@@ -219,7 +228,7 @@ impl ServerCertVerifier for Verifier {
         leaf: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_signature(message, leaf, signed)
+        self.verify_signature(message, leaf, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -256,7 +265,7 @@ impl ClientCertVerifier for Verifier {
         leaf: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_signature(message, leaf, signed)
+        self.verify_signature(message, leaf, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -277,7 +286,7 @@ mod tests {
 
     #[test]
     fn foreign_certificates_are_refused() {
-        let verifier = Verifier::anyone();
+        let verifier = Verifier::anyone(Arc::default());
         for junk in [vec![], vec![0x30, 0x80], vec![0xff; 3_000]] {
             assert!(verifier.check(&CertificateDer::from(junk), &[]).is_err());
         }

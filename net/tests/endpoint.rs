@@ -10,8 +10,12 @@ use libp2p_core::{
 };
 use rustls::{
     DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        ResolvesClientCert,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     pki_types::{CertificateDer, ServerName, UnixTime},
+    sign::CertifiedKey,
 };
 use shoal_net::{
     BindError, ConnectError, Connection, Endpoint, Incoming, Keypair, Libp2pTransport, Limits, Multiaddr, NetConfig,
@@ -147,15 +151,32 @@ impl ServerCertVerifier for Gullible {
     }
 }
 
+/// Shows a certificate, whosever it is.
+#[derive(Debug)]
+struct Shown(Option<Arc<CertifiedKey>>);
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.clone()
+    }
+    fn has_certs(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
 /// A QUIC client of another make: any ALPN, no certificate of its own.
 fn stranger(alpn: &[u8]) -> quinn::Endpoint {
+    stranger_with(alpn, Shown(None))
+}
+
+fn stranger_with(alpn: &[u8], shown: Shown) -> quinn::Endpoint {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Gullible))
-        .with_no_client_auth();
+        .with_client_cert_resolver(Arc::new(shown));
     tls.alpn_protocols = vec![alpn.to_vec()];
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
     let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -187,6 +208,29 @@ async fn a_client_without_certificate_is_refused() {
     })
     .await;
     assert_eq!(b.endpoint.stats().accepted_shoal, 0);
+}
+
+/// Of a certificate that is known, only the handshake proves that it is the remote's own.
+#[tokio::test]
+async fn whoever_shows_the_certificate_of_another_is_refused() {
+    let (a, mut b) = (peer(), peer());
+    let _welcome = a.endpoint.connect(b.addr(), b.id()).await.unwrap();
+    let known = b.next().await.quinn().peer_identity().unwrap().downcast::<Vec<CertificateDer<'static>>>().unwrap();
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let own = |key| provider.key_provider.load_private_key(key).unwrap();
+    let (mine, key) = libp2p_tls::certificate::generate(&Keypair::generate_ed25519()).unwrap();
+    let thief = Shown(Some(Arc::new(CertifiedKey::new(*known, own(key.clone_key())))));
+    let error = match within(stranger_with(shoal_net::ALPN_SHOAL, thief).connect(b.addr(), "l").unwrap()).await {
+        Ok(connection) => within(connection.closed()).await,
+        Err(error) => error,
+    };
+    assert_eq!(alert(&error), Some(0x100 + 51), "decrypt_error: {error}");
+    assert_eq!(b.endpoint.stats().accepted_shoal, 1);
+    // the same client under its own name is welcome
+    let honest = Shown(Some(Arc::new(CertifiedKey::new(vec![mine], own(key)))));
+    let _connection =
+        within(stranger_with(shoal_net::ALPN_SHOAL, honest).connect(b.addr(), "l").unwrap()).await.unwrap();
+    b.next().await;
 }
 
 #[tokio::test]
