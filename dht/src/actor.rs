@@ -5,7 +5,7 @@ mod joining;
 mod reach;
 
 use self::{
-    joining::{Seed, SeedState},
+    joining::{Refresh, Seed, SeedState},
     reach::{MAX_RELAYS, PRIVATE_AFTER, is_global},
 };
 use crate::{
@@ -69,6 +69,7 @@ pub(crate) struct Actor {
     publish: Publish,
     searches: Searches,
     seeds: Vec<Seed>,
+    refresh: Refresh,
     neighbours: Neighbours,
     random: StdRng,
     /// Listen addresses on local networks, which need no test to be told to others.
@@ -102,6 +103,7 @@ impl Actor {
             publish: Publish::new(config.limits.publishing),
             searches: Searches::new(config.limits.clone()),
             seeds,
+            refresh: Refresh::new(now),
             random,
             claimed: BTreeSet::new(),
             tell_at: None,
@@ -348,12 +350,13 @@ impl Actor {
             self.publish.next_deadline(),
             self.neighbours.next_deadline(),
         ];
-        let others = others.into_iter().flatten();
+        let others = others.into_iter().flatten().chain([self.refresh.next_deadline()]);
         seeds.chain(others).fold(self.expire_at, Instant::min)
     }
 
     fn on_deadlines(&mut self, now: Instant) {
         self.dial_seeds(now);
+        self.refresh(now);
         for (peer, addrs) in self.neighbours.due(now, self.book.len()) {
             self.dial_known(peer, &addrs);
         }
@@ -465,6 +468,7 @@ impl Actor {
                 }
             }
             kad::Event::RoutingUpdated { is_new_peer: true, .. } => {
+                self.refresh.peer_came(now());
                 for (id, key) in self.searches.held() {
                     self.start_search(id, key);
                 }

@@ -83,7 +83,8 @@ fn behaviour(
         .set_caching(kad::Caching::Disabled)
         .set_provider_publication_interval(Some(config.reprovide_interval))
         .set_provider_record_ttl(Some(config.provider_ttl))
-        .set_periodic_bootstrap_interval(Some(config.bootstrap_interval));
+        // The actor refreshes the table.
+        .set_periodic_bootstrap_interval(None);
     let mut kad = kad::Behaviour::with_config(us, Providers::new(us, limits.clone()), kademlia);
     kad.set_mode(Some(if config.server_mode { kad::Mode::Server } else { kad::Mode::Client }));
     let connections = ConnectionLimits::default()

@@ -1,5 +1,5 @@
 //! Peers that mDNS found: when which of them is dialled. Two that find each other would both dial at the same moment, and a
-//! machine in a full room would dial all of it. The swarm, and who is connected, are the actor's.
+//! machine in a full room would dial all of it at once. The swarm, and who is connected, are the actor's.
 
 use libp2p::PeerId;
 use std::{
@@ -20,17 +20,25 @@ const NOT_NEEDED: Duration = Duration::from_secs(60);
 const POLITE_PAUSE: Duration = Duration::from_secs(1);
 /// once it has so many: whoever was there before does not hear of a newcomer at once.
 const FEW_PEERS: usize = 3;
+/// From then on neighbours are dialled one after another, after so long each: a few are a way into the network, and the
+/// handshakes of a whole room at once keep everybody from what they came for.
+const PAUSE: Duration = Duration::from_secs(1);
+/// And after so long with so many.
+const SOME_PEERS: usize = 8;
+const LONG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Neighbours that are not dialled yet.
 #[derive(Debug)]
 pub(crate) struct Neighbours {
     us: PeerId,
     waiting: BTreeMap<PeerId, (Vec<SocketAddr>, Instant)>,
+    /// Nobody is dialled before, unless peers are few.
+    pause_until: Option<Instant>,
 }
 
 impl Neighbours {
     pub(crate) fn new(us: PeerId) -> Self {
-        Neighbours { us, waiting: BTreeMap::new() }
+        Neighbours { us, waiting: BTreeMap::new(), pause_until: None }
     }
 
     /// A peer says that it is at `addr`.
@@ -53,7 +61,8 @@ impl Neighbours {
 
     /// When [`due`](Self::due) is to be called.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.waiting.values().map(|(_, at)| *at).min()
+        let at = self.waiting.values().map(|(_, at)| *at).min()?;
+        Some(self.pause_until.map_or(at, |until| until.max(at)))
     }
 
     /// Whom to dial now, and where, if there are connections with so many peers. Whoever is listed is not listed again
@@ -63,12 +72,18 @@ impl Neighbours {
             self.waiting.values_mut().filter(|(_, at)| *at <= now).for_each(|(_, at)| *at = now + NOT_NEEDED);
             return vec![];
         }
-        let due = self.waiting.extract_if(.., |_, (_, at)| {
-            let due = *at <= now || peers < FEW_PEERS;
-            peers += usize::from(due);
-            due
-        });
-        due.map(|(peer, (addrs, _))| (peer, addrs)).collect()
+        // not all of a room begin with the same ones
+        let all = self.waiting.range(self.us..).chain(self.waiting.range(..self.us));
+        let mut due = vec![];
+        for (peer, (_, at)) in all {
+            let goes_on = self.pause_until.is_none_or(|until| until <= now);
+            if peers < FEW_PEERS || (*at <= now && goes_on) {
+                peers += 1;
+                self.pause_until = Some(now + if peers < SOME_PEERS { PAUSE } else { LONG_PAUSE });
+                due.push(*peer);
+            }
+        }
+        due.into_iter().filter_map(|peer| self.waiting.remove(&peer).map(|(addrs, _)| (peer, addrs))).collect()
     }
 }
 
@@ -114,7 +129,33 @@ mod tests {
         ids.iter().for_each(|peer| last.found(now, *peer, addr(1)));
         assert_eq!(last.due(now, 1).len(), FEW_PEERS - 1);
         assert_eq!(last.due(now, FEW_PEERS), []);
-        assert_eq!(last.due(now + POLITE_PAUSE, FEW_PEERS).len(), 9 - (FEW_PEERS - 1));
+    }
+
+    #[test]
+    fn a_room_is_met_one_after_another_and_not_by_all_in_the_same_order() {
+        let mut now = Instant::now();
+        let mut ids: Vec<PeerId> = (0..24).map(|_| PeerId::random()).collect();
+        ids.sort();
+        let mut dialled = BTreeMap::<PeerId, usize>::new();
+        for us in &ids {
+            let mut room = Neighbours::new(*us);
+            ids.iter().for_each(|peer| room.found(now, *peer, addr(1)));
+            room.due(now, 0).iter().for_each(|(peer, _)| *dialled.entry(*peer).or_default() += 1);
+        }
+        assert!(dialled.len() == 24 && dialled.values().all(|times| *times == FEW_PEERS), "{dialled:?}");
+        let mut room = Neighbours::new(ids[0]);
+        ids.iter().for_each(|peer| room.found(now, *peer, addr(1)));
+        let (mut peers, mut pauses) = (0, vec![]);
+        while let Some(at) = room.next_deadline() {
+            let dials = room.due(at, peers).len();
+            assert!(dials == 1 || peers == 0, "{dials} after {peers}");
+            peers += dials;
+            pauses.push(at - now);
+            now = at;
+        }
+        let some = SOME_PEERS - FEW_PEERS;
+        assert_eq!(pauses[1..=some], vec![PAUSE; some]);
+        assert!(peers == 23 && pauses[some + 1..].iter().all(|pause| *pause == LONG_PAUSE), "{pauses:?}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Class, Node, ScrubProgress,
+    announce::Change,
     blame::{self, Shortage},
     fetch::{Again, Wish},
     home::free_bytes,
@@ -78,7 +79,7 @@ impl Node {
                 continue;
             }
             match self.transfer().seed(record.root).await {
-                Ok(()) => self.announce(record.root).await,
+                Ok(()) => self.announce(record.root, Change::Announce).await,
                 Err(error) => {
                     self.roots().set_serving(record.root, false);
                     tracing::warn!(root = %record.root, name = ?record.name, %error, "not served");

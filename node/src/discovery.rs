@@ -12,12 +12,17 @@ use shoal_net::PeerId;
 use shoal_transfer::PeerAddr;
 use tokio::sync::mpsc;
 
-/// A swarm of this many known providers is asked for more only now and then.
+/// With so many providers, or peers of the swarm, more are asked for only now and then.
 const ENOUGH: usize = 16;
 /// Pause after the first query; it doubles up to [`LONGEST_PAUSE`] while providers are few.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause between two queries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// So long a peer that the link names may take to answer,
+const ANSWER_PAUSE: Duration = Duration::from_secs(1);
+/// and if one does, so long we wait for those that it tells of. A crowd that comes by one link would otherwise begin with
+/// each of it connecting with twenty others to search for what all of them have at hand.
+const INTRODUCED_PAUSE: Duration = Duration::from_secs(3);
 /// Longest pause while nobody is known at all: peers of the local network show up within a second or two.
 const PAUSE_ALONE: Duration = Duration::from_secs(1);
 /// With nobody to ask for this long, the search is hopeless.
@@ -30,9 +35,13 @@ pub(crate) struct Discovery {
     key: Vec<u8>,
     us: PeerId,
     begun: Instant,
+    /// Whom the link names.
+    named: BTreeSet<PeerId>,
     phase: Phase,
     pause: Duration,
     found: BTreeSet<PeerId>,
+    /// Peers that the fetch is connected with.
+    met: usize,
     first: Option<Duration>,
     hopeless_told: bool,
 }
@@ -41,6 +50,10 @@ pub(crate) struct Discovery {
 enum Phase {
     /// Tells the DHT of peers that are known already, so that the network can be joined through them.
     Joining(Vec<(PeerId, SocketAddr)>),
+    /// Waits for one of the named peers.
+    Knocking(Instant),
+    /// Waits for those that it tells of.
+    Introduced(Instant),
     Ask,
     Asking(mpsc::Receiver<Provider>),
     Pausing(Instant),
@@ -59,14 +72,17 @@ impl Discovery {
     /// A search that begins with the first call of [`Discovery::next`]. `known` may be ways into the network.
     pub(crate) fn new(dht: Dht, root: &Cid, us: PeerId, known: Vec<PeerAddr>) -> Self {
         let known = known.into_iter().flat_map(|known| known.addrs.into_iter().map(move |addr| (known.peer, addr)));
+        let known: Vec<_> = known.collect();
         Discovery {
             dht,
             key: root.multihash(),
             us,
             begun: Instant::now(),
-            phase: Phase::Joining(known.collect()),
+            named: known.iter().map(|(peer, _)| *peer).collect(),
+            phase: Phase::Joining(known),
             pause: FIRST_PAUSE,
             found: BTreeSet::new(),
+            met: 0,
             first: None,
             hopeless_told: false,
         }
@@ -83,8 +99,24 @@ impl Discovery {
                         }
                         known.pop();
                     }
-                    None => self.phase = Phase::Ask,
+                    None if self.named.is_empty() => self.phase = Phase::Ask,
+                    None => self.phase = Phase::Knocking(after(ANSWER_PAUSE)),
                 },
+                Phase::Knocking(until) => {
+                    tokio::time::sleep_until((*until).into()).await;
+                    let peers = self.dht.peers().await.unwrap_or_default();
+                    let answered = peers.iter().any(|info| self.named.contains(&info.peer));
+                    self.phase = if answered { Phase::Introduced(after(INTRODUCED_PAUSE)) } else { Phase::Ask };
+                }
+                Phase::Introduced(until) => {
+                    tokio::time::sleep_until((*until).into()).await;
+                    if self.met < ENOUGH {
+                        self.phase = Phase::Ask;
+                    } else {
+                        self.pause = LONGEST_PAUSE;
+                        self.rest();
+                    }
+                }
                 Phase::Ask => match self.dht.find_providers(self.key.clone()).await {
                     Ok(providers) => self.phase = Phase::Asking(providers),
                     Err(error) => {
@@ -104,10 +136,11 @@ impl Discovery {
                 Phase::Pausing(until) => {
                     tokio::time::sleep_until((*until).into()).await;
                     let alone = self.found.is_empty() && self.dht.peers().await.is_ok_and(|peers| peers.is_empty());
-                    self.pause = match (alone, self.found.len() < ENOUGH) {
+                    let enough = self.found.len().max(self.met) >= ENOUGH;
+                    self.pause = match (alone, enough) {
                         (true, _) => PAUSE_ALONE,
-                        (false, true) => (self.pause * 2).min(LONGEST_PAUSE),
-                        (false, false) => LONGEST_PAUSE,
+                        (false, false) => (self.pause * 2).min(LONGEST_PAUSE),
+                        (false, true) => LONGEST_PAUSE,
                     };
                     self.phase = Phase::Ask;
                     if alone && !self.hopeless_told && self.begun.elapsed() >= ALONE_FOR {
@@ -117,6 +150,11 @@ impl Discovery {
                 }
             }
         }
+    }
+
+    /// The fetch is connected with so many peers now, however it came by them.
+    pub(crate) fn met(&mut self, peers: usize) {
+        self.met = peers;
     }
 
     /// Distinct providers found so far.
@@ -130,11 +168,11 @@ impl Discovery {
     }
 
     fn rest(&mut self) {
-        self.phase = Phase::Pausing(Instant::now() + self.pause.mul_f64(jitter()));
+        self.phase = Phase::Pausing(after(self.pause));
     }
 }
 
-/// So that a crowd that began together does not ask together: 0.75 to 1.25.
-fn jitter() -> f64 {
-    0.75 + rand::random::<f64>() / 2.0
+/// In so long, give or take a quarter: a crowd that began together is not to ask together.
+fn after(pause: Duration) -> Instant {
+    Instant::now() + pause.mul_f64(0.75 + rand::random::<f64>() / 2.0)
 }

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     Class, Done, Event, Failure, Node, Progress, Root, Share,
+    announce::Change,
     blame::{self, Shortage},
     discovery::{Discovery, Found},
     node::BUSY_FOR,
@@ -81,7 +82,7 @@ impl Node {
         self.roots().set_serving(root, true);
         sink.event(Event::Done(done)).await?;
         if stay || self.is_daemon() {
-            self.announce(root).await;
+            self.announce(root, Change::AnnounceSoon).await;
         }
         match stay {
             true => Ok(self.stay(&sink).await?),
@@ -124,7 +125,12 @@ impl Node {
                         return Ok(state.done(link, &report, &discovery));
                     }
                     Some(FetchEvent::Failed(error)) => return Err(error.into()),
-                    Some(event) => self.tell(sink, &mut state, event).await?,
+                    Some(event) => {
+                        if let FetchEvent::Progress { peers, .. } = &event {
+                            discovery.met(*peers);
+                        }
+                        self.tell(sink, &mut state, event).await?;
+                    }
                     None => return Err(Failure::internal("a fetch ended without a report").into()),
                 },
                 found = discovery.next() => match found {

@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     CONTROL_VERSION, Config, Failure, Hello, Home, Id, Listening, Operation, Request, Warnings,
-    announce::Announcer,
+    announce::{Announcer, Change},
     background, blame,
     control::{Run, Server},
     fetch::Wish,
@@ -309,16 +309,16 @@ impl Node {
         &self.inner.endpoint
     }
 
-    /// Announces a root that is served, if that is wanted.
-    pub(crate) async fn announce(&self, root: Cid) {
+    /// Announces a root that is served, if that is wanted: [`Change::Announce`] or [`Change::AnnounceSoon`].
+    pub(crate) async fn announce(&self, root: Cid, change: Change) {
         if self.inner.config.settings().provide {
-            self.inner.announcer.set(root, true).await;
+            self.inner.announcer.set(root, change).await;
         }
     }
 
     /// Announces a root no longer.
     pub(crate) async fn withdraw(&self, root: Cid) {
-        self.inner.announcer.set(root, false).await;
+        self.inner.announcer.set(root, Change::Withdraw).await;
     }
 }
 

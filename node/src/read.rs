@@ -8,7 +8,9 @@ use shoal_content::{Cid, RelPath, ShoalLink};
 use shoal_transfer::{FetchError, PeerAddr, ReadEvent, ReadReport, ReadRequest};
 
 use crate::{
-    Class, Event, Failure, Node, Read, Root, blame,
+    Class, Event, Failure, Node, Read, Root,
+    announce::Change,
+    blame,
     discovery::{Discovery, Found},
     fetch::{nobody, peers_of, selected},
     operation::Sink,
@@ -114,7 +116,7 @@ impl Node {
             Ok(store.root(&root).map_err(|error| blame::store(&error))?.is_some_and(|record| record.complete))
         });
         if complete.await.unwrap_or(false) && self.roots().set_serving(root, true) && self.is_daemon() {
-            self.announce(root).await;
+            self.announce(root, Change::Announce).await;
         }
     }
 }

@@ -13,7 +13,8 @@ use shoal_content::SHOAL_V1;
 use shoal_store::{ImportEvent, ImportOptions, Imported, Store};
 
 use crate::{
-    BytePath, Event, Failure, Importing, Node, Root, Shared, blame, operation::Sink, rate::Rate, roots::blocking,
+    BytePath, Event, Failure, Importing, Node, Root, Shared, announce::Change, blame, operation::Sink, rate::Rate,
+    roots::blocking,
 };
 
 impl Node {
@@ -59,7 +60,7 @@ impl Node {
                 pid: std::process::id(),
             }))
             .await?;
-            self.announce(root).await;
+            self.announce(root, Change::Announce).await;
         }
         match stay {
             true => self.stay(&sink).await,

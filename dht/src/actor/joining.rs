@@ -1,10 +1,11 @@
 //! Joining the network: bootstrap peers are dialled, dialled again when they are lost, and left alone while there are
-//! enough other peers.
+//! enough other peers. And when the routing table is refreshed.
 
 use super::{Actor, now, without_peer};
 use crate::backoff::Backoff;
 use libp2p::{
     Multiaddr, PeerId,
+    kad::{QueryId, QueryInfo},
     swarm::{
         ConnectionId, DialError,
         dial_opts::{DialOpts, PeerCondition},
@@ -20,6 +21,37 @@ use std::{
 const ENOUGH_PEERS: usize = 8;
 /// How long then until we look again.
 const NOT_MISSED: Duration = Duration::from_secs(60);
+
+/// The routing table is refreshed for the first time after so long, and again after so long while nobody is known.
+const FIRST_REFRESH: Duration = Duration::from_secs(60);
+/// libp2p begins a bootstrap half a second after a new peer came into a small table; so long after that it is looked for.
+const BOOTSTRAP_BEGINS: Duration = Duration::from_millis(520);
+
+/// When the routing table is refreshed, by lookups of ourselves and of a key in each bucket. libp2p would do so after each
+/// new peer of a small table too. Where a crowd comes together, each of it would ask, and first connect with, twenty
+/// others several times within its first seconds, which are those of its fetch. So what libp2p begins is ended.
+#[derive(Debug)]
+pub(super) struct Refresh {
+    due: Instant,
+    ours: Option<QueryId>,
+    /// libp2p may have begun one by then.
+    look_at: Option<Instant>,
+}
+
+impl Refresh {
+    pub(super) fn new(now: Instant) -> Self {
+        Refresh { due: now + FIRST_REFRESH, ours: None, look_at: None }
+    }
+
+    pub(super) fn next_deadline(&self) -> Instant {
+        self.look_at.map_or(self.due, |look_at| look_at.min(self.due))
+    }
+
+    /// A new peer is in the table.
+    pub(super) fn peer_came(&mut self, now: Instant) {
+        self.look_at = Some(now + BOOTSTRAP_BEGINS);
+    }
+}
 
 /// A bootstrap peer.
 pub(super) struct Seed {
@@ -39,6 +71,26 @@ pub(super) enum SeedState {
 }
 
 impl Actor {
+    /// Refreshes the table if that is due, and ends what is not due.
+    pub(super) fn refresh(&mut self, now: Instant) {
+        if self.refresh.due <= now {
+            // an error says that nobody is known
+            self.refresh.ours = self.kad().bootstrap().ok();
+            let again = self.refresh.ours.map_or(FIRST_REFRESH, |_| self.config.bootstrap_interval);
+            self.refresh.due = now + again;
+        }
+        self.refresh.look_at.take_if(|look_at| *look_at <= now);
+        let ours = self.refresh.ours;
+        let kad = self.kad();
+        let begun = kad.iter_queries().filter(|q| matches!(q.info(), QueryInfo::Bootstrap { .. })).map(|q| q.id());
+        let others: Vec<QueryId> = begun.filter(|id| Some(*id) != ours).collect();
+        for id in others {
+            if let Some(mut query) = kad.query_mut(&id) {
+                query.finish();
+            }
+        }
+    }
+
     pub(super) fn dial_known(&mut self, peer: PeerId, addrs: &[SocketAddr]) {
         if peer == self.us {
             return;
