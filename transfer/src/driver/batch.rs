@@ -38,6 +38,9 @@ const NEWS_BYTES: u64 = 256 << 10;
 const NEWS_EVERY: Duration = Duration::from_millis(50);
 /// A permit of the verification budget stands for this many bytes.
 const PERMIT_BYTES: usize = 1024;
+/// Buffers that are kept for the next leaves, and how large each may be: fresh ones cost the faults of their pages.
+const SPARE_BUFFERS: usize = 8;
+const SPARE_BYTES: usize = 2 * GROUP_BYTES;
 
 /// What the hub hears of a request.
 #[derive(Debug)]
@@ -120,6 +123,8 @@ pub(super) struct Sink {
     packing: Packing,
     /// Bytes that came, before they were unpacked.
     pub(super) bytes_in: AtomicU64,
+    /// Empty buffers.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Sink {
@@ -152,6 +157,38 @@ impl Sink {
             inbox,
             packing,
             bytes_in: AtomicU64::new(0),
+            spare: Mutex::default(),
+        }
+    }
+
+    /// Held for moments.
+    fn spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        // a panic elsewhere leaves whole buffers
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An empty buffer with room for `len` bytes.
+    fn buffer(&self, len: usize) -> Vec<u8> {
+        let mut spare = self.spare();
+        match spare.iter().position(|buffer| buffer.capacity() >= len) {
+            Some(at) => spare.swap_remove(at),
+            // a little more, so that it serves for others
+            None => Vec::with_capacity(if len <= SPARE_BYTES { len.next_power_of_two() } else { len }),
+        }
+    }
+
+    /// Takes a buffer back that is not needed any more; of too many the smallest goes.
+    fn take_back(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() > SPARE_BYTES {
+            return;
+        }
+        buffer.clear();
+        let mut spare = self.spare();
+        spare.push(buffer);
+        if spare.len() > SPARE_BUFFERS
+            && let Some((at, _)) = spare.iter().enumerate().min_by_key(|(_, buffer)| buffer.capacity())
+        {
+            spare.swap_remove(at);
         }
     }
 
@@ -335,6 +372,7 @@ impl BatchRun {
                 group.bytes = read;
             } else {
                 group.bytes.extend_from_slice(&read);
+                self.sink.take_back(read);
             }
             if group.bytes.len() >= GROUP_BYTES {
                 self.write(group);
@@ -368,7 +406,7 @@ impl BatchRun {
         // so that a peer's unfinished leaves are few, and take nothing from those of others
         let _reading = self.shared.reading.acquire().await.map_err(|_| End::Lost)?;
         // `len` is held against the verified tree, or is less than what is
-        let mut bytes = Vec::with_capacity(len);
+        let mut bytes = self.sink.buffer(len);
         while bytes.len() < len {
             let chunk = recv.read_chunk(len - bytes.len(), true).await.map_err(|e| lost(&e))?;
             let chunk = chunk.ok_or(End::Fault("the answer ends inside a leaf".into()))?;
@@ -405,7 +443,9 @@ impl BatchRun {
         // the handle is not needed: the closure reports, and the room it holds says when it is over
         drop(tokio::task::spawn_blocking(move || {
             let event = unpack_and_write(&sink, &group);
-            drop(group);
+            // the room is free once the bytes are
+            sink.take_back(group.bytes);
+            drop(group.room);
             let input = Input::Batch { root: sink.root, fetch: sink.fetch, peer, batch, event };
             // a hub that is gone is shutting down
             let _gone = sink.inbox.blocking_send(input);

@@ -114,7 +114,7 @@ pub(super) struct Hub {
     served: watch::Sender<Served>,
     server: Arc<Server>,
     throttle: Arc<Throttle>,
-    rates: watch::Sender<Rates>,
+    rates: Rates,
     dials: usize,
     next_number: u64,
     bytes_in: u64,
@@ -135,8 +135,8 @@ fn tag(peer: &PeerId) -> u64 {
 impl Hub {
     pub(super) fn new(endpoint: Endpoint, store: Store, config: TransferConfig, inbox: mpsc::Sender<Input>) -> Self {
         let (served, watching) = watch::channel(Served::default());
-        let (rates, changes) = watch::channel(config.rates);
-        let throttle = Arc::new(Throttle::new(changes));
+        let rates = config.rates;
+        let throttle = Arc::new(Throttle::new(rates));
         let compress = config.compression != Compression::Off;
         let limits = config.limits.clone();
         let server =
@@ -234,8 +234,9 @@ impl Hub {
                 let _gone = reply.send(self.counters());
             }
             Input::Limit(change, reply) => {
-                self.rates.send_modify(|rates| rates.change(change));
-                let _gone = reply.send(*self.rates.borrow());
+                self.rates.change(change);
+                self.throttle.set(self.rates);
+                let _gone = reply.send(self.rates);
             }
             Input::Connected(connection) => self.connected(connection),
             Input::DialFailed(root, peer, why) => {

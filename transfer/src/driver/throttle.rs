@@ -3,10 +3,13 @@
 
 use crate::rate::{Rates, TokenBucket};
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 /// Limited bytes are handed on in pieces of at most this many.
 pub(super) const PIECE_BYTES: usize = 64 << 10;
@@ -40,13 +43,26 @@ impl Buckets {
 #[derive(Debug)]
 pub(super) struct Throttle {
     all: Buckets,
-    rates: watch::Receiver<Rates>,
+    /// Up and down, of all peers together and of each one; [`NO_LIMIT`] where nothing limits. It is looked at for every packet.
+    rates: [[AtomicU64; 2]; 2],
     origin: Instant,
 }
 
+const NO_LIMIT: u64 = u64::MAX;
+
 impl Throttle {
-    pub(super) fn new(rates: watch::Receiver<Rates>) -> Self {
-        Throttle { all: Buckets::default(), rates, origin: Instant::now() }
+    pub(super) fn new(rates: Rates) -> Self {
+        let throttle = Throttle { all: Buckets::default(), rates: Default::default(), origin: Instant::now() };
+        throttle.set(rates);
+        throttle
+    }
+
+    /// New rates, from the next piece on.
+    pub(super) fn set(&self, rates: Rates) {
+        let new = [[rates.up, rates.up_per_peer], [rates.down, rates.down_per_peer]];
+        for (cell, rate) in self.rates.as_flattened().iter().zip(new.as_flattened()) {
+            cell.store(rate.unwrap_or(NO_LIMIT), Relaxed);
+        }
     }
 
     /// Whether bytes that go this way are limited now.
@@ -70,10 +86,11 @@ impl Throttle {
     }
 
     fn of(&self, way: Way) -> (Option<u64>, Option<u64>) {
-        let rates = *self.rates.borrow();
-        match way {
-            Way::Up => (rates.up, rates.up_per_peer),
-            Way::Down => (rates.down, rates.down_per_peer),
-        }
+        let cells = match way {
+            Way::Up => &self.rates[0],
+            Way::Down => &self.rates[1],
+        };
+        let [all, one] = cells.each_ref().map(|cell| Some(cell.load(Relaxed)).filter(|rate| *rate != NO_LIMIT));
+        (all, one)
     }
 }
