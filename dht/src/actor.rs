@@ -357,7 +357,9 @@ impl Actor {
     fn on_deadlines(&mut self, now: Instant) {
         self.dial_seeds(now);
         self.refresh(now);
-        for (peer, addrs) in self.neighbours.due(now, self.book.len()) {
+        // on a busy machine a handshake takes longer than the next neighbour to be found
+        let dialled = self.swarm.network_info().connection_counters().num_pending_outgoing() as usize;
+        for (peer, addrs) in self.neighbours.due(now, self.book.len() + dialled) {
             self.dial_known(peer, &addrs);
         }
         self.searches.expire(now);

@@ -65,7 +65,7 @@ impl Neighbours {
         Some(self.pause_until.map_or(at, |until| until.max(at)))
     }
 
-    /// Whom to dial now, and where, if there are connections with so many peers. Whoever is listed is not listed again
+    /// Whom to dial now, and where, if so many peers are connected or being dialled. Whoever is listed is not listed again
     /// before it is found again.
     pub(crate) fn due(&mut self, now: Instant, mut peers: usize) -> Vec<(PeerId, Vec<SocketAddr>)> {
         if peers >= ENOUGH_PEERS {

@@ -12,7 +12,7 @@ use shoal_net::PeerId;
 use shoal_transfer::PeerAddr;
 use tokio::sync::mpsc;
 
-/// With so many providers, or peers of the swarm, more are asked for only now and then.
+/// With so many known providers more are asked for only now and then; connected with so many peers of the swarm, not at all.
 const ENOUGH: usize = 16;
 /// Pause after the first query; it doubles up to [`LONGEST_PAUSE`] while providers are few.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -52,8 +52,6 @@ enum Phase {
     Joining(Vec<(PeerId, SocketAddr)>),
     /// Waits for one of the named peers.
     Knocking(Instant),
-    /// Waits for those that it tells of.
-    Introduced(Instant),
     Ask,
     Asking(mpsc::Receiver<Provider>),
     Pausing(Instant),
@@ -106,15 +104,11 @@ impl Discovery {
                     tokio::time::sleep_until((*until).into()).await;
                     let peers = self.dht.peers().await.unwrap_or_default();
                     let answered = peers.iter().any(|info| self.named.contains(&info.peer));
-                    self.phase = if answered { Phase::Introduced(after(INTRODUCED_PAUSE)) } else { Phase::Ask };
-                }
-                Phase::Introduced(until) => {
-                    tokio::time::sleep_until((*until).into()).await;
-                    if self.met < ENOUGH {
-                        self.phase = Phase::Ask;
-                    } else {
-                        self.pause = LONGEST_PAUSE;
+                    if answered {
+                        self.pause = INTRODUCED_PAUSE;
                         self.rest();
+                    } else {
+                        self.phase = Phase::Ask;
                     }
                 }
                 Phase::Ask => match self.dht.find_providers(self.key.clone()).await {
@@ -135,12 +129,16 @@ impl Discovery {
                 },
                 Phase::Pausing(until) => {
                     tokio::time::sleep_until((*until).into()).await;
+                    if self.met >= ENOUGH {
+                        self.pause = LONGEST_PAUSE;
+                        self.rest();
+                        continue;
+                    }
                     let alone = self.found.is_empty() && self.dht.peers().await.is_ok_and(|peers| peers.is_empty());
-                    let enough = self.found.len().max(self.met) >= ENOUGH;
-                    self.pause = match (alone, enough) {
+                    self.pause = match (alone, self.found.len() < ENOUGH) {
                         (true, _) => PAUSE_ALONE,
-                        (false, false) => (self.pause * 2).min(LONGEST_PAUSE),
-                        (false, true) => LONGEST_PAUSE,
+                        (false, true) => (self.pause * 2).min(LONGEST_PAUSE),
+                        (false, false) => LONGEST_PAUSE,
                     };
                     self.phase = Phase::Ask;
                     if alone && !self.hopeless_told && self.begun.elapsed() >= ALONE_FOR {
