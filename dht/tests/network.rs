@@ -130,6 +130,32 @@ async fn every_provider_of_a_key_is_found_and_never_ourselves() {
     assert_eq!(ids, want);
 }
 
+/// Half a second after a new peer libp2p looks itself up, and connects with all whom it hears of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_that_comes_by_one_peer_does_not_connect_with_all_of_it() {
+    const CROWD: usize = 16;
+    let first = Peer::start(Vec::new());
+    let crowd: Vec<_> = (0..CROWD).map(|_| Peer::start(Vec::new())).collect();
+    for peer in &crowd {
+        within(peer.dht.add_address(first.id(), first.endpoint.local_addr())).await.unwrap();
+    }
+    for peer in &crowd {
+        peer.joined().await;
+    }
+    // nothing tells of what does not happen
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let mut connections = 0;
+    for peer in &crowd {
+        connections += peer.dht.peers().await.unwrap().len();
+    }
+    println!("{connections} ends of connections; all with all would be {}", CROWD * CROWD);
+    assert!((CROWD..CROWD * CROWD / 2).contains(&connections), "{connections} ends of connections");
+    // who is known all the same is found
+    within(crowd[3].dht.provide(key(1))).await.unwrap();
+    let found = all(crowd[11].dht.find_providers(key(1)).await.unwrap()).await;
+    assert_eq!(found.iter().map(|p| p.peer).collect::<Vec<_>>(), [crowd[3].id()]);
+}
+
 #[tokio::test]
 async fn what_is_provided_alone_is_told_to_the_first_who_comes() {
     let alone = Peer::start(Vec::new());

@@ -12,7 +12,8 @@ use shoal_net::PeerId;
 use shoal_transfer::PeerAddr;
 use tokio::sync::mpsc;
 
-/// With so many known providers more are asked for only now and then; connected with so many peers of the swarm, not at all.
+/// With so many known providers more are asked for only now and then; not at all while so many peers of the swarm are
+/// connected and bring something.
 const ENOUGH: usize = 16;
 /// Pause after the first query; it doubles up to [`LONGEST_PAUSE`] while providers are few.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -42,6 +43,9 @@ pub(crate) struct Discovery {
     found: BTreeSet<PeerId>,
     /// Peers that the fetch is connected with.
     met: usize,
+    /// Bytes that are in place, now and when this was last looked at.
+    done: u64,
+    done_before: u64,
     first: Option<Duration>,
     hopeless_told: bool,
 }
@@ -81,6 +85,8 @@ impl Discovery {
             pause: FIRST_PAUSE,
             found: BTreeSet::new(),
             met: 0,
+            done: 0,
+            done_before: 0,
             first: None,
             hopeless_told: false,
         }
@@ -129,7 +135,9 @@ impl Discovery {
                 },
                 Phase::Pausing(until) => {
                     tokio::time::sleep_until((*until).into()).await;
-                    if self.met >= ENOUGH {
+                    let goes_on = self.done > self.done_before;
+                    self.done_before = self.done;
+                    if self.met >= ENOUGH && goes_on {
                         self.pause = LONGEST_PAUSE;
                         self.rest();
                         continue;
@@ -150,9 +158,10 @@ impl Discovery {
         }
     }
 
-    /// The fetch is connected with so many peers now, however it came by them.
-    pub(crate) fn met(&mut self, peers: usize) {
+    /// The fetch is connected with so many peers now, however it came by them, and has so many bytes.
+    pub(crate) fn goes_on(&mut self, peers: usize, done: u64) {
         self.met = peers;
+        self.done = done;
     }
 
     /// Distinct providers found so far.

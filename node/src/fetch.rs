@@ -126,8 +126,8 @@ impl Node {
                     }
                     Some(FetchEvent::Failed(error)) => return Err(error.into()),
                     Some(event) => {
-                        if let FetchEvent::Progress { peers, .. } = &event {
-                            discovery.met(*peers);
+                        if let FetchEvent::Progress { bytes_done, peers, .. } = &event {
+                            discovery.goes_on(*peers, *bytes_done);
                         }
                         self.tell(sink, &mut state, event).await?;
                     }

@@ -25,7 +25,7 @@ const NOT_MISSED: Duration = Duration::from_secs(60);
 /// The routing table is refreshed for the first time after so long, and again after so long while nobody is known.
 const FIRST_REFRESH: Duration = Duration::from_secs(60);
 /// libp2p begins a bootstrap half a second after a new peer came into a small table; so long after that it is looked for.
-const BOOTSTRAP_BEGINS: Duration = Duration::from_millis(520);
+const BOOTSTRAP_BEGINS: Duration = Duration::from_millis(510);
 
 /// When the routing table is refreshed, by lookups of ourselves and of a key in each bucket. libp2p would do so after each
 /// new peer of a small table too. Where a crowd comes together, each of it would ask, and first connect with, twenty
