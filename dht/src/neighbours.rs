@@ -129,6 +129,7 @@ mod tests {
         ids.iter().for_each(|peer| last.found(now, *peer, addr(1)));
         assert_eq!(last.due(now, 1).len(), FEW_PEERS - 1);
         assert_eq!(last.due(now, FEW_PEERS), []);
+        assert_eq!(last.due(now + POLITE_PAUSE, FEW_PEERS).len(), 1, "the others follow");
     }
 
     #[test]
