@@ -68,7 +68,7 @@ impl Proven {
 impl Generations {
     fn get(&mut self, certificate: &[u8], now: Instant) -> Option<Arc<Owner>> {
         let since = *self.since.get_or_insert(now);
-        if now.saturating_duration_since(since) >= LIFE || self.new.len() >= REMEMBERED {
+        if now.saturating_duration_since(since) >= LIFE {
             self.old = std::mem::take(&mut self.new);
             if now.saturating_duration_since(since) >= 2 * LIFE {
                 self.old.clear();
@@ -79,6 +79,9 @@ impl Generations {
     }
 
     fn insert(&mut self, certificate: &[u8], owner: Arc<Owner>) {
+        if self.new.len() >= REMEMBERED {
+            self.old = std::mem::take(&mut self.new);
+        }
         self.new.insert(certificate.into(), owner);
     }
 }
@@ -123,7 +126,6 @@ mod tests {
         let owner = proven.owner(&mine, now).unwrap();
         for n in 0..4 * REMEMBERED as u64 {
             let mut generations = proven.generations();
-            generations.get(&mine, now);
             generations.insert(&n.to_le_bytes(), owner.clone());
             assert!(generations.new.len() <= REMEMBERED && generations.old.len() <= REMEMBERED);
         }

@@ -73,7 +73,7 @@ async fn announce(dht: Dht, mut changes: mpsc::Receiver<(Cid, Change)>) {
                 None => std::future::pending().await,
             }
         };
-        let now = tokio::select! {
+        let root = tokio::select! {
             change = changes.recv(), if room => match change {
                 Some((root, Change::Announce)) => root,
                 Some((root, Change::AnnounceSoon)) => {
@@ -104,10 +104,10 @@ async fn announce(dht: Dht, mut changes: mpsc::Receiver<(Cid, Change)>) {
                 continue;
             }
         };
-        soon.remove(&now);
-        if announced.insert(now) {
+        soon.remove(&root);
+        if announced.insert(root) {
             let dht = dht.clone();
-            running.spawn(async move { (now, dht.provide(now.multihash()).await) });
+            running.spawn(async move { (root, dht.provide(root.multihash()).await) });
         }
     }
 }
