@@ -17,7 +17,7 @@ use crate::{
 use fixedbitset::FixedBitSet;
 use shoal_transfer::{
     choke::{Account, Choker, Policy, Verdict},
-    haves::{Haves, Pace},
+    haves::{Haves, News, Pace},
     swarm::{Action, BatchId, PeerIx, Swarm, SwarmConfig},
     turns::{TurnId, Turns},
 };
@@ -76,7 +76,7 @@ enum Event {
     },
     Have {
         from: u32,
-        leaves: Vec<u32>,
+        news: News<u32>,
         /// What the sender knows of how long requests wait there.
         load: Option<Duration>,
     },
@@ -140,7 +140,7 @@ struct Node {
     /// Requests on their way: whom, and how many leaves are still to come.
     open: BTreeMap<BatchId, (u32, usize)>,
     timer: u64,
-    fresh: Haves,
+    fresh: Haves<u32>,
     have_timer: u64,
     done_at: Option<u64>,
     conns: BTreeMap<u32, Conn>,
@@ -333,7 +333,7 @@ impl World {
                     self.drive(client);
                 }
             }
-            Event::Have { from, leaves, load } => self.have(from, &leaves, load),
+            Event::Have { from, news, load } => self.have(from, &news, load),
             Event::Interested { from, to, yes } => {
                 if self.nodes[to as usize].neighbours.contains(&from) {
                     let verdicts = self.nodes[to as usize].choker.handle_interested(now, from, yes);
@@ -404,8 +404,10 @@ impl World {
     }
 
     fn meet(&mut self, id: u32, other: u32) {
-        self.nodes[id as usize].neighbours.insert(other);
-        self.nodes[other as usize].neighbours.insert(id);
+        for (one, other) in [(id, other), (other, id)] {
+            self.nodes[one as usize].neighbours.insert(other);
+            self.nodes[one as usize].fresh.handle_peer(other);
+        }
         self.introduce(id, other);
         self.introduce(other, id);
         self.drive(other);
@@ -433,6 +435,7 @@ impl World {
         let neighbours = std::mem::take(&mut node.neighbours);
         for peer in neighbours {
             self.nodes[peer as usize].neighbours.remove(&id);
+            self.nodes[peer as usize].fresh.handle_gone(id);
             self.close(id, peer);
             self.close(peer, id);
             self.soon(Event::Gone { peer, gone: id });
@@ -455,6 +458,8 @@ impl World {
     fn unlink(&mut self, peer: u32, other: u32) {
         if self.nodes[peer as usize].neighbours.remove(&other) {
             self.nodes[other as usize].neighbours.remove(&peer);
+            self.nodes[peer as usize].fresh.handle_gone(other);
+            self.nodes[other as usize].fresh.handle_gone(peer);
             self.close(peer, other);
             self.close(other, peer);
             self.nodes[peer as usize].open.retain(|_, (server, _)| *server != other);
@@ -517,28 +522,30 @@ impl World {
         let now = Duration::from_nanos(self.now);
         let node = &mut self.nodes[id as usize];
         let whole = node.swarm.as_ref().is_none_or(|swarm| swarm.is_complete());
-        let rare = |leaf: &u32| node.swarm.as_ref().is_some_and(|swarm| swarm.is_rare(*leaf));
-        let urgent = whole || node.fresh.waiting().iter().any(rare);
+        let rare = |leaf| node.swarm.as_ref().is_some_and(|swarm| swarm.is_rare(leaf));
+        let urgent = whole || node.fresh.waiting().any(rare);
         let load = node.turns.backlog();
         let pace = if urgent { Pace::Urgent } else { Pace::of(load) };
-        let leaves = node.fresh.poll_announce(now, node.neighbours.len(), pace);
-        if !leaves.is_empty() {
-            self.soon(Event::Have { from: id, leaves, load });
-        } else if let Some(at) = node.fresh.poll_timeout(node.neighbours.len(), pace) {
+        let news = node.fresh.poll_news(now, pace);
+        if let Some(at) = node.fresh.poll_timeout(pace) {
             let at = (at.as_nanos() as u64).max(self.now + 1);
             if at < node.have_timer {
                 node.have_timer = at;
                 self.at(at, Event::HaveTimer(id));
             }
         }
+        for news in news {
+            self.soon(Event::Have { from: id, news, load });
+        }
     }
 
-    fn have(&mut self, from: u32, leaves: &[u32], load: Option<Duration>) {
-        let ranges: Vec<Range<u32>> = leaves.iter().map(|leaf| *leaf..*leaf + 1).collect();
+    fn have(&mut self, from: u32, news: &News<u32>, load: Option<Duration>) {
+        let ranges: Vec<Range<u32>> = news.leaves.iter().map(|leaf| *leaf..*leaf + 1).collect();
         let now = Duration::from_nanos(self.now);
-        let neighbours: Vec<u32> = self.nodes[from as usize].neighbours.iter().copied().collect();
-        for peer in &neighbours {
-            if let Some(swarm) = &mut self.nodes[*peer as usize].swarm {
+        for peer in &news.peers {
+            if self.nodes[from as usize].neighbours.contains(peer)
+                && let Some(swarm) = &mut self.nodes[*peer as usize].swarm
+            {
                 if !swarm.handle_have(now, PeerIx(from), &ranges) {
                     unreachable!("haves are of the same content");
                 }

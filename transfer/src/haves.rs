@@ -1,23 +1,26 @@
-//! When peers are told of leaves that came. Sans-IO.
+//! When which peers are told of leaves that came. Sans-IO.
 //!
 //! A have for each leaf to each peer is a packet, an acknowledgement and two wake-ups for it: among 24 peers of 40 Mbit/s that
 //! was more work than the leaves themselves. So what peers can get elsewhere waits a little, and travels together; what
 //! nobody else has is told at once, for the others have nothing to do before they hear of it, and takes along what waits.
-//! Whoever has nothing to send says sooner what it has than whoever has more requests than it can answer. Who the peers are,
-//! and what they are sent, is not known here.
+//! Of a crowd some are told at a time, in turn: so somebody hears soon however many they are, and not all run for it
+//! together. Whoever has nothing to send says sooner what it has than whoever has more requests than it can answer. What peers
+//! are sent is not known here.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
-/// Between two announcements passes so much time for each peer that hears them, so that a side sends 500 haves a second;
+/// Each peer hears of what waits so often for each peer that there is, so that a side sends 500 haves a second;
 const PAUSE: Duration = Duration::from_millis(2);
-/// and this at most: with many peers what one of them has is elsewhere as well;
+/// and as often as this at least: with many peers what one of them has is elsewhere as well;
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
-/// or, while this side's uplink is about to stand idle until others hear what they can ask it for, no more than this, and no
-/// more than 2,500 haves a second: that is two to three hundredths of what a link of 80 Mbit/s carries, and few need it.
+/// or, while this side's uplink is about to stand idle until others hear what they can ask it for, as often as this, and not
+/// with more than 2,500 haves a second: that is two to three hundredths of what a link of 80 Mbit/s carries, and few need it.
 const IDLE_PAUSE: Duration = Duration::from_millis(20);
 const IDLE_PAUSE_EACH: Duration = Duration::from_micros(400);
 /// An uplink that has less to send than this is about to stand idle: so long it takes to be heard and asked.
 const NEARLY_IDLE: Duration = Duration::from_millis(60);
+/// So many peers are told at the same time: fewer are all told at once.
+const AT_ONCE: usize = 32;
 
 /// How soon the others are to hear what came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,50 +38,118 @@ impl Pace {
     pub fn of(backlog: Option<Duration>) -> Pace {
         if backlog.is_none_or(|wait| wait < NEARLY_IDLE) { Pace::Idle } else { Pace::Busy }
     }
-}
 
-/// Leaves of a root that came, and that peers have not been told of.
-///
-/// Call [`handle_leaf`](Self::handle_leaf) for each that can be served, then
-/// [`poll_announce`](Self::poll_announce), and that again at [`poll_timeout`](Self::poll_timeout). Times must not go
-/// backwards. A leaf may be handled again after it was announced; what waits is bounded by the leaves of the root.
-#[derive(Debug, Default)]
-pub struct Haves {
-    waiting: Vec<u32>,
-    /// When peers were last told of any.
-    told: Option<Duration>,
-}
-
-impl Haves {
-    /// `leaf` is here, and nobody has been told.
-    pub fn handle_leaf(&mut self, leaf: u32) {
-        self.waiting.push(leaf);
-    }
-
-    /// Leaves that wait, in the order in which they came.
-    pub fn waiting(&self) -> &[u32] {
-        &self.waiting
-    }
-
-    /// What `peers` peers are to be told now; nothing if it can wait.
-    pub fn poll_announce(&mut self, now: Duration, peers: usize, pace: Pace) -> Vec<u32> {
-        if self.poll_timeout(peers, pace).is_none_or(|at| now < at) {
-            return vec![];
-        }
-        self.told = Some(now);
-        std::mem::take(&mut self.waiting)
-    }
-
-    /// When [`poll_announce`](Self::poll_announce) is to be called, if nothing else happens first.
-    pub fn poll_timeout(&self, peers: usize, pace: Pace) -> Option<Duration> {
+    /// How often each of so many peers hears of what waits.
+    fn round(self, peers: usize) -> Duration {
         let each = |pause: Duration| pause.saturating_mul(peers.try_into().unwrap_or(u32::MAX));
-        let longest = match pace {
+        let longest = match self {
             Pace::Busy => LONGEST_PAUSE,
             Pace::Idle => IDLE_PAUSE.max(each(IDLE_PAUSE_EACH)).min(LONGEST_PAUSE),
             Pace::Urgent => Duration::ZERO,
         };
-        let pause = each(PAUSE).min(longest);
-        (!self.waiting.is_empty()).then(|| self.told.map_or(Duration::ZERO, |told| told + pause))
+        each(PAUSE).min(longest)
+    }
+}
+
+/// What some peers are to be told: these leaves are here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct News<P> {
+    /// Whom.
+    pub peers: Vec<P>,
+    /// In the order in which they came; one that came again is there again.
+    pub leaves: Vec<u32>,
+}
+
+/// Leaves of a root that came, the peers, and which of these were told of which.
+///
+/// Call [`handle_leaf`](Self::handle_leaf) for each leaf that can be served, then [`poll_news`](Self::poll_news), and that
+/// again at [`poll_timeout`](Self::poll_timeout). Times must not go backwards. A leaf may be handled again after it was
+/// announced. What waits is bounded by what comes until each peer had its turn.
+#[derive(Debug)]
+pub struct Haves<P> {
+    /// Leaves that somebody is to be told of, in the order in which they came.
+    waiting: VecDeque<u32>,
+    /// Leaves that came before those.
+    over: u64,
+    /// Peers, whoever was told longest ago first, and how many of all leaves that came each was told of.
+    ring: VecDeque<(P, u64)>,
+    /// When peers were last told of any.
+    told: Option<Duration>,
+}
+
+impl<P> Default for Haves<P> {
+    fn default() -> Self {
+        Haves { waiting: VecDeque::new(), over: 0, ring: VecDeque::new(), told: None }
+    }
+}
+
+impl<P: Copy + PartialEq> Haves<P> {
+    /// `peer` takes part; it hears first of what waits. What is here besides is told to it by the caller.
+    pub fn handle_peer(&mut self, peer: P) {
+        self.handle_gone(peer);
+        self.ring.push_front((peer, self.over));
+    }
+
+    /// `peer` is gone.
+    pub fn handle_gone(&mut self, peer: P) {
+        self.ring.retain(|(other, _)| *other != peer);
+        self.forget_told();
+    }
+
+    /// `leaf` is here, and nobody has been told.
+    pub fn handle_leaf(&mut self, leaf: u32) {
+        self.waiting.push_back(leaf);
+        self.forget_told();
+    }
+
+    /// Leaves that some peer was not told of, in the order in which they came.
+    pub fn waiting(&self) -> impl ExactSizeIterator<Item = u32> {
+        self.waiting.iter().copied()
+    }
+
+    /// What peers are to be told now; nothing if it can wait.
+    pub fn poll_news(&mut self, now: Duration, pace: Pace) -> Vec<News<P>> {
+        if self.poll_timeout(pace).is_none_or(|at| now < at) {
+            return vec![];
+        }
+        let (peers, all) = (self.ring.len(), self.over + self.waiting.len() as u64);
+        let due = if pace.round(peers).is_zero() { peers } else { AT_ONCE.min(peers) };
+        self.told = Some(now);
+        let mut news: Vec<News<P>> = vec![];
+        let mut last = None;
+        for (peer, heard) in self.ring.iter_mut().take(due) {
+            let heard = std::mem::replace(heard, all);
+            if heard == all {
+                continue;
+            }
+            match news.last_mut() {
+                Some(same) if last == Some(heard) => same.peers.push(*peer),
+                _ => {
+                    let leaves = self.waiting.range((heard - self.over) as usize..).copied().collect();
+                    news.push(News { peers: vec![*peer], leaves });
+                }
+            }
+            last = Some(heard);
+        }
+        self.ring.rotate_left(due);
+        self.forget_told();
+        news
+    }
+
+    /// When [`poll_news`](Self::poll_news) is to be called, if nothing else happens first.
+    pub fn poll_timeout(&self, pace: Pace) -> Option<Duration> {
+        let peers = self.ring.len().max(1);
+        let turn = pace.round(peers).saturating_mul(AT_ONCE.min(peers) as u32) / peers as u32;
+        (!self.waiting.is_empty()).then(|| self.told.map_or(Duration::ZERO, |told| told + turn))
+    }
+
+    /// Forgets leaves that every peer was told of.
+    fn forget_told(&mut self) {
+        let all = self.over + self.waiting.len() as u64;
+        // those who were told last are the last, so nobody was told of less than the first
+        let heard = self.ring.front().map_or(all, |(_, heard)| *heard);
+        self.waiting.drain(..(heard - self.over) as usize);
+        self.over = heard;
     }
 }
 
@@ -88,65 +159,126 @@ mod tests {
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
+    fn among(peers: u32) -> Haves<u32> {
+        let mut haves = Haves::default();
+        (0..peers).for_each(|peer| haves.handle_peer(peer));
+        haves
+    }
+
+    /// What is told now, and to how many.
+    fn told(haves: &mut Haves<u32>, now: Duration, pace: Pace) -> Vec<(Vec<u32>, usize)> {
+        haves.poll_news(now, pace).into_iter().map(|news| (news.leaves, news.peers.len())).collect()
+    }
+
     #[test]
     fn the_first_is_told_at_once_and_the_next_wait_for_each_other() {
-        let mut haves = Haves::default();
-        assert!(
-            haves.poll_timeout(20, Pace::Urgent).is_none() && haves.poll_announce(MS(5), 20, Pace::Urgent).is_empty()
-        );
+        let mut haves = among(8);
+        assert!(haves.poll_timeout(Pace::Urgent).is_none() && told(&mut haves, MS(5), Pace::Urgent).is_empty());
         haves.handle_leaf(7);
-        assert_eq!(haves.poll_announce(MS(10), 20, Pace::Busy), [7]);
+        assert_eq!(told(&mut haves, MS(10), Pace::Busy), [(vec![7], 8)]);
         haves.handle_leaf(9);
         haves.handle_leaf(3);
-        assert!(haves.poll_announce(MS(49), 20, Pace::Busy).is_empty());
-        assert_eq!(haves.poll_timeout(20, Pace::Busy), Some(MS(50)));
-        assert_eq!(haves.poll_announce(MS(50), 20, Pace::Busy), [9, 3]);
-        assert_eq!(haves.poll_timeout(20, Pace::Busy), None);
+        assert!(told(&mut haves, MS(25), Pace::Busy).is_empty());
+        assert_eq!(haves.poll_timeout(Pace::Busy), Some(MS(26)));
+        assert_eq!(told(&mut haves, MS(26), Pace::Busy), [(vec![9, 3], 8)]);
+        assert_eq!(haves.poll_timeout(Pace::Busy), None);
+    }
+
+    #[test]
+    fn a_crowd_hears_in_turns_each_of_all_that_it_was_not_told_yet() {
+        let mut haves = among(80);
+        let first = |news: &[News<u32>]| news.iter().flat_map(|news| news.peers.clone()).collect::<Vec<u32>>();
+        haves.handle_leaf(1);
+        let one = haves.poll_news(MS(0), Pace::Busy);
+        assert_eq!((one.len(), first(&one).len()), (1, 32));
+        haves.handle_leaf(2);
+        assert!(haves.poll_news(MS(63), Pace::Busy).is_empty());
+        let two = haves.poll_news(MS(64), Pace::Busy);
+        assert_eq!((two.len(), &two[0].leaves, first(&two).len()), (1, &vec![1, 2], 32));
+        let three = haves.poll_news(MS(128), Pace::Busy);
+        let leaves = three.iter().map(|news| (news.leaves.clone(), news.peers.len()));
+        assert_eq!(leaves.collect::<Vec<_>>(), [(vec![1, 2], 16), (vec![2], 16)], "the rest, then the first again");
+        assert_eq!(haves.waiting().collect::<Vec<_>>(), [2], "what all know is forgotten");
+        let mut all: Vec<u32> = [one, two, three].iter().flat_map(|news| first(news)).take(80).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..80).collect::<Vec<_>>());
     }
 
     #[test]
     fn what_is_urgent_waits_for_nothing_and_takes_along_what_waits() {
-        let mut haves = Haves::default();
+        let mut haves = among(40);
         haves.handle_leaf(1);
-        assert_eq!(haves.poll_announce(MS(0), 8, Pace::Busy), [1]);
+        assert_eq!(told(&mut haves, MS(0), Pace::Busy), [(vec![1], 32)]);
         haves.handle_leaf(2);
-        assert!(haves.poll_announce(MS(1), 8, Pace::Busy).is_empty());
+        assert!(told(&mut haves, MS(1), Pace::Busy).is_empty());
         haves.handle_leaf(3);
-        assert_eq!(haves.poll_announce(MS(1), 8, Pace::Urgent), [2, 3]);
+        assert_eq!(told(&mut haves, MS(1), Pace::Urgent), [(vec![1, 2, 3], 8), (vec![2, 3], 32)]);
+        assert_eq!(haves.waiting().len(), 0);
     }
 
     #[test]
     fn whoever_has_nothing_to_send_says_sooner_what_it_has() {
-        let mut haves = Haves::default();
+        let mut haves = among(100);
         haves.handle_leaf(1);
-        assert_eq!(haves.poll_announce(MS(0), 100, Pace::Idle), [1]);
+        assert_eq!(told(&mut haves, MS(0), Pace::Idle), [(vec![1], 32)]);
         haves.handle_leaf(2);
-        assert_eq!(haves.poll_timeout(100, Pace::Busy), Some(MS(200)));
-        assert_eq!(haves.poll_timeout(100, Pace::Idle), Some(MS(40)));
-        assert!(haves.poll_announce(MS(40), 100, Pace::Busy).is_empty());
-        assert_eq!(haves.poll_announce(MS(40), 100, Pace::Idle), [2]);
-        haves.handle_leaf(3);
-        assert_eq!(haves.poll_timeout(3, Pace::Idle), Some(MS(46)), "no later than whoever is busy");
+        assert_eq!(haves.poll_timeout(Pace::Busy), Some(MS(64)));
+        let idle = Duration::from_micros(12_800);
+        assert_eq!(haves.poll_timeout(Pace::Idle), Some(idle));
+        assert!(told(&mut haves, idle, Pace::Busy).is_empty());
+        assert_eq!(told(&mut haves, idle, Pace::Idle), [(vec![1, 2], 32)]);
+        let mut few = among(3);
+        few.handle_leaf(1);
+        assert_eq!(told(&mut few, MS(0), Pace::Idle), [(vec![1], 3)]);
+        few.handle_leaf(3);
+        assert_eq!(few.poll_timeout(Pace::Idle), Some(MS(6)), "no later than whoever is busy");
         assert_eq!([None, Some(MS(0)), Some(MS(100))].map(Pace::of), [Pace::Idle, Pace::Idle, Pace::Busy]);
     }
 
-    /// However many peers there are, and whatever comes, nothing waits longer than the longest pause, and not many are
-    /// told often.
+    #[test]
+    fn who_comes_hears_first_and_who_is_gone_holds_up_nothing() {
+        let mut haves = among(8);
+        haves.handle_leaf(1);
+        assert_eq!(told(&mut haves, MS(0), Pace::Busy).len(), 1);
+        haves.handle_leaf(2);
+        (10..20).for_each(|peer| haves.handle_peer(peer));
+        let news = haves.poll_news(MS(40), Pace::Busy);
+        let peers = (10..20).rev().chain((0..8).rev()).collect();
+        assert_eq!(news, [News { peers, leaves: vec![2] }]);
+        haves.handle_leaf(3);
+        (0..12).for_each(|peer| haves.handle_gone(peer));
+        // as if it had not been here before
+        haves.handle_peer(19);
+        let peers = [19].into_iter().chain((12..19).rev()).collect();
+        assert_eq!(haves.poll_news(MS(80), Pace::Busy), [News { peers, leaves: vec![3] }]);
+        assert_eq!((haves.waiting().len(), haves.poll_timeout(Pace::Busy)), (0, None));
+        haves.handle_leaf(3);
+        (12..20).for_each(|peer| haves.handle_gone(peer));
+        assert_eq!((haves.waiting().len(), haves.poll_timeout(Pace::Urgent)), (0, None), "there is nobody to tell");
+        haves.handle_leaf(4);
+        assert_eq!((haves.waiting().len(), haves.poll_timeout(Pace::Urgent)), (0, None));
+    }
+
+    /// However many peers there are, and whatever comes, nobody waits longer than the longest pause and a turn to hear of it,
+    /// and not many are told often.
     #[test]
     fn the_more_peers_the_fewer_announcements_within_bounds() {
-        let each_second = |peers: usize, pace: Pace| {
-            let (mut haves, mut times, mut last) = (Haves::default(), 0, 0);
+        let turn = PAUSE * AT_ONCE as u32;
+        let longest = LONGEST_PAUSE + turn;
+        let each_second = |peers: u32, pace: Pace| {
+            let (mut haves, mut told, mut last) = (among(peers), 0, vec![0; peers as usize]);
             for ms in 0..1_000u64 {
                 haves.handle_leaf(ms as u32);
-                if !haves.poll_announce(MS(ms), peers, pace).is_empty() {
-                    assert!(MS(ms - last) <= LONGEST_PAUSE, "{ms}");
-                    (times, last) = (times + 1, ms);
+                assert!(haves.waiting().len() as u128 <= (longest + turn).as_millis());
+                for peer in haves.poll_news(MS(ms), pace).iter().flat_map(|news| &news.peers) {
+                    assert!(MS(ms - last[*peer as usize]) <= longest, "{ms}");
+                    (told, last[*peer as usize]) = (told + 1, ms);
                 }
             }
-            times
+            told
         };
-        let crowds = [0, 1, 10, 25, 100_000];
-        assert_eq!(crowds.map(|peers| each_second(peers, Pace::Busy)), [1_000, 500, 50, 20, 4]);
-        assert_eq!(crowds.map(|peers| each_second(peers, Pace::Idle)), [1_000, 500, 50, 50, 4]);
+        let crowds = [0, 1, 8, 25, 100, 2_000];
+        assert_eq!(crowds.map(|peers| each_second(peers, Pace::Busy)), [0, 500, 504, 500, 512, 8_000]);
+        assert_eq!(crowds.map(|peers| each_second(peers, Pace::Idle)), [0, 500, 504, 1_250, 2_464, 8_000]);
     }
 }

@@ -48,13 +48,13 @@ pub(super) struct Members {
 }
 
 impl Members {
-    pub(super) fn insert(&mut self, peer: PeerId, member: Member) {
-        self.remove(&peer);
+    /// One who was not here.
+    fn insert(&mut self, peer: PeerId, member: Member) {
         self.numbers.insert(member.ix, peer);
         self.all.insert(peer, member);
     }
 
-    pub(super) fn remove(&mut self, peer: &PeerId) -> Option<Member> {
+    fn remove(&mut self, peer: &PeerId) -> Option<Member> {
         let member = self.all.remove(peer)?;
         self.numbers.remove(&member.ix);
         Some(member)
@@ -108,7 +108,7 @@ pub(super) struct Root {
     pub(super) have: FixedBitSet,
     /// Leaves in `have` that members have not been told of, and leaves that they have not been told are gone. What became of
     /// them meanwhile, `have` says.
-    pub(super) fresh: Haves,
+    pub(super) fresh: Haves<PeerIx>,
     pub(super) gone: Vec<u32>,
     /// Served for its own sake, not only while it is fetched.
     pub(super) seeding: bool,
@@ -141,10 +141,24 @@ impl Root {
     /// When members are to be told what came, if anything did. `backlog` is what is asked of the uplink, which takes a look at
     /// each request.
     pub(super) fn tell_at(&self, backlog: impl FnOnce() -> Option<Duration>) -> Option<Duration> {
-        if self.fresh.waiting().is_empty() {
+        if self.fresh.waiting().len() == 0 {
             return None;
         }
-        self.fresh.poll_timeout(self.members.len(), Pace::of(backlog()))
+        self.fresh.poll_timeout(Pace::of(backlog()))
+    }
+
+    /// A peer takes part.
+    pub(super) fn admit(&mut self, peer: PeerId, member: Member) {
+        self.dismiss(&peer);
+        self.fresh.handle_peer(member.ix);
+        self.members.insert(peer, member);
+    }
+
+    /// A peer takes part no more.
+    pub(super) fn dismiss(&mut self, peer: &PeerId) -> Option<Member> {
+        let member = self.members.remove(peer)?;
+        self.fresh.handle_gone(member.ix);
+        Some(member)
     }
 
     /// Leaves are here.

@@ -210,7 +210,7 @@ impl Hub {
     pub(super) fn member_gone(&mut self, root: Cid, peer: PeerId, why: Option<&str>) {
         let now = self.now();
         let Some(r) = self.roots.get_mut(&root) else { return };
-        let Some(member) = r.members.remove(&peer) else { return };
+        let Some(member) = r.dismiss(&peer) else { return };
         let Some(f) = &mut r.fetch else { return };
         if let Stage::Finishing(running) = &f.stage {
             // what it brought counts in the report, which is made when all is on disk
@@ -376,7 +376,7 @@ impl Hub {
         }
         let newcomer = !r.members.contains(&peer);
         if newcomer {
-            r.members.insert(peer, Member { ix, link: id, early: vec![], reaches: true });
+            r.admit(peer, Member { ix, link: id, early: vec![], reaches: true });
             self.store.touch(&root);
             if let Some(f) = &mut r.fetch {
                 f.last_news = now;

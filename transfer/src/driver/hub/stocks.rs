@@ -1,7 +1,10 @@
 //! The hub's half that knows what is here: it has the store looked at, notes what came and what went, and tells members.
 
 use super::*;
-use crate::{haves::Pace, wire::feature};
+use crate::{
+    haves::{News, Pace},
+    wire::feature,
+};
 
 impl Hub {
     pub(super) fn look_for_losses(&mut self) {
@@ -65,43 +68,43 @@ impl Hub {
     pub(super) fn announce(&mut self, root: Cid) {
         let now = self.now();
         let Some(r) = self.roots.get_mut(&root) else { return };
-        if r.fresh.waiting().is_empty() && r.gone.is_empty() {
+        if r.fresh.waiting().len() == 0 && r.gone.is_empty() {
             return;
         }
         let swarm = r.fetch.as_mut().and_then(|f| f.running()).map(|running| &running.swarm);
-        let rare = swarm.is_some_and(|swarm| r.fresh.waiting().iter().any(|leaf| swarm.is_rare(*leaf)));
+        let rare = swarm.is_some_and(|swarm| r.fresh.waiting().any(|leaf| swarm.is_rare(leaf)));
         let urgent = rare || r.have.is_full() || !r.gone.is_empty();
         let backlog = self.server.backlog();
         let pace = if urgent { Pace::Urgent } else { Pace::of(backlog) };
-        let mut fresh = r.fresh.poll_announce(now, r.members.len(), pace);
-        let mut gone = std::mem::take(&mut r.gone);
-        if fresh.is_empty() && gone.is_empty() {
-            return;
-        }
-        gone.retain(|leaf| !r.have.contains(*leaf as usize));
-        fresh.retain(|leaf| r.have.contains(*leaf as usize));
-        let pack = |leaves: &mut Vec<u32>| {
+        let pack = |mut leaves: Vec<u32>, here: bool| {
+            leaves.retain(|leaf| r.have.contains(*leaf as usize) == here);
             leaves.sort_unstable();
             leaves.dedup();
-            LeafSet::pack(leaves.drain(..))
+            LeafSet::pack(leaves)
         };
-        let (gone, fresh) = (pack(&mut gone), pack(&mut fresh));
-        let load = backlog.filter(|_| !fresh.is_empty());
-        let wait_ms = load.map(|wait| wait.as_millis().try_into().unwrap_or(u32::MAX));
-        for (_, member) in r.members.iter() {
-            if let Some(link) = self.links.get_mut(&member.link)
-                && let Some(channel) = link.ours.get(&root).copied()
-            {
-                for leaves in &gone {
-                    link.say(&Message::DontHave { channel, leaves: leaves.clone() });
+        let gone = pack(std::mem::take(&mut r.gone), false);
+        for leaves in gone {
+            for (_, member) in r.members.iter() {
+                if let Some(link) = self.links.get_mut(&member.link) {
+                    link.say_of(&root, |channel| Message::DontHave { channel, leaves: leaves.clone() });
                 }
+            }
+        }
+        let wait_ms = backlog.map(|wait| wait.as_millis().try_into().unwrap_or(u32::MAX));
+        for News { peers, leaves } in r.fresh.poll_news(now, pace) {
+            let fresh = pack(leaves, true);
+            if fresh.is_empty() {
+                continue;
+            }
+            for (_, link) in peers.into_iter().filter_map(|ix| r.members.by_ix(ix)) {
+                let Some(link) = self.links.get_mut(&link) else { continue };
                 for leaves in &fresh {
-                    link.say(&Message::Have { channel, leaves: leaves.clone() });
+                    link.say_of(&root, |channel| Message::Have { channel, leaves: leaves.clone() });
                 }
                 if let Some(wait_ms) = wait_ms
                     && link.shared.can(feature::LOAD)
                 {
-                    link.say(&Message::Load { channel, wait_ms });
+                    link.say_of(&root, |channel| Message::Load { channel, wait_ms });
                 }
             }
         }
