@@ -1,5 +1,5 @@
-//! A connection's tasks: the control stream in, the control stream out, the requests in. It passes messages on and
-//! decides nothing.
+//! A connection's tasks: the control stream in, the control stream out, the requests in; apart, so that each wakes for its
+//! own part only. They pass messages on and decide nothing.
 
 use super::{
     Input, LinkId,
@@ -128,7 +128,7 @@ impl LinkShared {
     }
 }
 
-/// Starts a connection's task. It ends with [`Input::Closed`]; dropping the sender it returns makes it say goodbye and end.
+/// Starts a connection's tasks. They end with [`Input::Closed`]; dropping the sender it returns makes them say goodbye and end.
 pub(super) fn start(
     tasks: &mut JoinSet<()>,
     id: LinkId,
@@ -139,7 +139,7 @@ pub(super) fn start(
 ) -> mpsc::Sender<Bytes> {
     let (out, queue) = mpsc::channel(WRITER_QUEUE);
     tasks.spawn(async move {
-        let why = run(id, &connection, shared, server, &inbox, queue).await;
+        let why = run(id, &connection, shared, server, inbox.clone(), queue).await;
         connection.close(CLOSE_NORMAL, why.as_bytes());
         // at shutdown the hub may rightly be gone
         let _gone = inbox.send(Input::Closed(id, why)).await;
@@ -152,16 +152,25 @@ async fn run(
     connection: &Connection,
     shared: Arc<LinkShared>,
     server: Arc<serve::Server>,
-    inbox: &mpsc::Sender<Input>,
+    inbox: mpsc::Sender<Input>,
     queue: mpsc::Receiver<Bytes>,
 ) -> String {
-    // each of these loses nothing that matters when it is dropped: the connection ends with it
-    tokio::select! {
-        why = read_control(id, connection, &shared, inbox) => why,
-        why = write_control(connection, queue) => why,
-        why = server.answer_all(connection, &shared) => why,
-        error = connection.quinn().closed() => closed_by(&error),
-    }
+    let mut parts = JoinSet::new();
+    let (reading, writing, answering) = (connection.clone(), connection.clone(), connection.clone());
+    let listener = shared.clone();
+    parts.spawn(async move { read_control(id, &reading, &listener, &inbox).await });
+    parts.spawn(async move { write_control(&writing, queue).await });
+    parts.spawn(async move { closed_by(&server.answer_all(&answering, &shared).await) });
+    // the first to end ends the connection, and the others lose nothing that matters
+    let why = match parts.join_next().await {
+        Some(Ok(why)) => why,
+        ended => {
+            tracing::error!(?ended, "a connection's task panicked");
+            "closed".into()
+        }
+    };
+    parts.shutdown().await;
+    why
 }
 
 /// Why a connection ended, for people.

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use shoal_content::{Cid, Leaf, Manifest};
 use shoal_net::{
     Connection, Endpoint,
-    quinn::{RecvStream, SendStream},
+    quinn::{ConnectionError, RecvStream, SendStream},
 };
 use shoal_store::Store;
 use std::{
@@ -24,7 +24,7 @@ use std::{
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
-    task::JoinSet,
+    task::{JoinError, JoinSet},
 };
 
 /// A request head must be here within this time after its stream was opened.
@@ -87,27 +87,32 @@ impl Server {
         self.uplink.backlog()
     }
 
-    /// Answers until the connection ends. Dropping it stops all answers of the connection.
-    pub(super) async fn answer_all(self: &Arc<Self>, connection: &Connection, shared: &Arc<LinkShared>) -> String {
+    /// Answers until the connection ends, and tells why. Dropping it stops all answers of the connection.
+    pub(super) async fn answer_all(
+        self: &Arc<Self>,
+        connection: &Connection,
+        shared: &Arc<LinkShared>,
+    ) -> ConnectionError {
         let mut answers = JoinSet::new();
         let places = Arc::new(Semaphore::new(self.limits.answers_per_connection));
         loop {
-            tokio::select! {
-                stream = connection.quinn().accept_bi(), if answers.len() < self.limits.requests_per_connection => {
-                    let (send, recv) = match stream {
-                        Ok(stream) => stream,
-                        Err(error) => return format!("connection lost: {error}"),
-                    };
-                    self.widen(connection, shared);
-                    let (server, shared, places) = (self.clone(), shared.clone(), places.clone());
-                    answers.spawn(async move { server.answer(send, recv, &shared, &places).await });
-                }
-                Some(ended) = answers.join_next(), if !answers.is_empty() => {
-                    if let Err(error) = ended && error.is_panic() {
-                        tracing::error!(%error, "an answer panicked");
-                    }
-                }
+            // ends of answers are looked at when something else is to be done
+            while let Some(ended) = answers.try_join_next() {
+                note_panic(ended);
             }
+            if answers.len() >= self.limits.requests_per_connection
+                && let Some(ended) = answers.join_next().await
+            {
+                note_panic(ended);
+                continue;
+            }
+            let (send, recv) = match connection.quinn().accept_bi().await {
+                Ok(stream) => stream,
+                Err(error) => return error,
+            };
+            self.widen(connection, shared);
+            let (server, shared, places) = (self.clone(), shared.clone(), places.clone());
+            answers.spawn(async move { server.answer(send, recv, &shared, &places).await });
         }
     }
 
@@ -324,6 +329,14 @@ impl Server {
         }
         shared.thrift().sent(all, began.elapsed());
         Ok(())
+    }
+}
+
+fn note_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "an answer panicked");
     }
 }
 
