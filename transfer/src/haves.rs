@@ -9,8 +9,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-/// Each peer hears of what waits so often for each peer that there is, so that a side sends 500 haves a second;
-const PAUSE: Duration = Duration::from_millis(2);
+/// Each peer hears of what waits so often for each peer that there is, so that a side sends 250 haves a second;
+const PAUSE: Duration = Duration::from_millis(4);
 /// and as often as this at least: with many peers what one of them has is elsewhere as well;
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// or, while this side's uplink is about to stand idle until others hear what they can ask it for, as often as this, and not
@@ -178,30 +178,28 @@ mod tests {
         assert_eq!(told(&mut haves, MS(10), Pace::Busy), [(vec![7], 8)]);
         haves.handle_leaf(9);
         haves.handle_leaf(3);
-        assert!(told(&mut haves, MS(25), Pace::Busy).is_empty());
-        assert_eq!(haves.poll_timeout(Pace::Busy), Some(MS(26)));
-        assert_eq!(told(&mut haves, MS(26), Pace::Busy), [(vec![9, 3], 8)]);
+        assert!(told(&mut haves, MS(41), Pace::Busy).is_empty());
+        assert_eq!(haves.poll_timeout(Pace::Busy), Some(MS(42)));
+        assert_eq!(told(&mut haves, MS(42), Pace::Busy), [(vec![9, 3], 8)]);
         assert_eq!(haves.poll_timeout(Pace::Busy), None);
     }
 
     #[test]
     fn a_crowd_hears_in_turns_each_of_all_that_it_was_not_told_yet() {
-        let mut haves = among(80);
+        let mut haves = among(60);
         let first = |news: &[News<u32>]| news.iter().flat_map(|news| news.peers.clone()).collect::<Vec<u32>>();
         haves.handle_leaf(1);
         let one = haves.poll_news(MS(0), Pace::Busy);
         assert_eq!((one.len(), first(&one).len()), (1, 32));
         haves.handle_leaf(2);
-        assert!(haves.poll_news(MS(63), Pace::Busy).is_empty());
-        let two = haves.poll_news(MS(64), Pace::Busy);
-        assert_eq!((two.len(), &two[0].leaves, first(&two).len()), (1, &vec![1, 2], 32));
-        let three = haves.poll_news(MS(128), Pace::Busy);
-        let leaves = three.iter().map(|news| (news.leaves.clone(), news.peers.len()));
-        assert_eq!(leaves.collect::<Vec<_>>(), [(vec![1, 2], 16), (vec![2], 16)], "the rest, then the first again");
+        assert!(haves.poll_news(MS(127), Pace::Busy).is_empty());
+        let two = haves.poll_news(MS(128), Pace::Busy);
+        let leaves = two.iter().map(|news| (news.leaves.clone(), news.peers.len()));
+        assert_eq!(leaves.collect::<Vec<_>>(), [(vec![1, 2], 28), (vec![2], 4)], "the rest, then the first again");
         assert_eq!(haves.waiting().collect::<Vec<_>>(), [2], "what all know is forgotten");
-        let mut all: Vec<u32> = [one, two, three].iter().flat_map(|news| first(news)).take(80).collect();
+        let mut all: Vec<u32> = [one, two].iter().flat_map(|news| first(news)).take(60).collect();
         all.sort_unstable();
-        assert_eq!(all, (0..80).collect::<Vec<_>>());
+        assert_eq!(all, (0..60).collect::<Vec<_>>());
     }
 
     #[test]
@@ -222,7 +220,7 @@ mod tests {
         haves.handle_leaf(1);
         assert_eq!(told(&mut haves, MS(0), Pace::Idle), [(vec![1], 32)]);
         haves.handle_leaf(2);
-        assert_eq!(haves.poll_timeout(Pace::Busy), Some(MS(64)));
+        assert_eq!(haves.poll_timeout(Pace::Busy), Some(MS(80)), "a quarter second for all of them");
         let idle = Duration::from_micros(12_800);
         assert_eq!(haves.poll_timeout(Pace::Idle), Some(idle));
         assert!(told(&mut haves, idle, Pace::Busy).is_empty());
@@ -231,7 +229,7 @@ mod tests {
         few.handle_leaf(1);
         assert_eq!(told(&mut few, MS(0), Pace::Idle), [(vec![1], 3)]);
         few.handle_leaf(3);
-        assert_eq!(few.poll_timeout(Pace::Idle), Some(MS(6)), "no later than whoever is busy");
+        assert_eq!(few.poll_timeout(Pace::Idle), Some(MS(12)), "no later than whoever is busy");
         assert_eq!([None, Some(MS(0)), Some(MS(100))].map(Pace::of), [Pace::Idle, Pace::Idle, Pace::Busy]);
     }
 
@@ -242,7 +240,7 @@ mod tests {
         assert_eq!(told(&mut haves, MS(0), Pace::Busy).len(), 1);
         haves.handle_leaf(2);
         (10..20).for_each(|peer| haves.handle_peer(peer));
-        let news = haves.poll_news(MS(40), Pace::Busy);
+        let news = haves.poll_news(MS(72), Pace::Busy);
         let peers = (10..20).rev().chain((0..8).rev()).collect();
         assert_eq!(news, [News { peers, leaves: vec![2] }]);
         haves.handle_leaf(3);
@@ -250,7 +248,7 @@ mod tests {
         // as if it had not been here before
         haves.handle_peer(19);
         let peers = [19].into_iter().chain((12..19).rev()).collect();
-        assert_eq!(haves.poll_news(MS(80), Pace::Busy), [News { peers, leaves: vec![3] }]);
+        assert_eq!(haves.poll_news(MS(120), Pace::Busy), [News { peers, leaves: vec![3] }]);
         assert_eq!((haves.waiting().len(), haves.poll_timeout(Pace::Busy)), (0, None));
         haves.handle_leaf(3);
         (12..20).for_each(|peer| haves.handle_gone(peer));
@@ -278,7 +276,7 @@ mod tests {
             told
         };
         let crowds = [0, 1, 8, 25, 100, 2_000];
-        assert_eq!(crowds.map(|peers| each_second(peers, Pace::Busy)), [0, 500, 504, 500, 512, 8_000]);
-        assert_eq!(crowds.map(|peers| each_second(peers, Pace::Idle)), [0, 500, 504, 1_250, 2_464, 8_000]);
+        assert_eq!(crowds.map(|peers| each_second(peers, Pace::Busy)), [0, 250, 256, 250, 416, 8_000]);
+        assert_eq!(crowds.map(|peers| each_second(peers, Pace::Idle)), [0, 250, 400, 1_250, 2_464, 8_000]);
     }
 }

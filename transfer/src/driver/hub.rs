@@ -34,7 +34,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     ops::Range,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -70,8 +73,9 @@ struct Link {
     connection: Connection,
     shared: Arc<LinkShared>,
     out: mpsc::Sender<Bytes>,
-    /// Messages that wait for the writer.
+    /// Messages that wait for the writer, and the hub's note that some do, on any connection.
     outbox: Vec<u8>,
+    said: Arc<AtomicBool>,
     /// Our numbers for roots, and theirs.
     ours: BTreeMap<Cid, u32>,
     theirs: BTreeMap<u32, Cid>,
@@ -89,6 +93,7 @@ struct Link {
 impl Link {
     fn say(&mut self, message: &Message) {
         message.encode(&mut self.outbox);
+        self.said.store(true, Ordering::Relaxed);
     }
 
     /// Says something of `root`, if this side takes part in it here; `message` is given its channel.
@@ -108,6 +113,8 @@ pub(super) struct Hub {
     inbox: mpsc::Sender<Input>,
     tasks: JoinSet<()>,
     links: BTreeMap<LinkId, Link>,
+    /// Messages wait for a writer.
+    said: Arc<AtomicBool>,
     by_peer: BTreeMap<PeerId, LinkId>,
     roots: BTreeMap<Cid, Root>,
     choker: Choker<LinkId>,
@@ -150,6 +157,7 @@ impl Hub {
             inbox,
             tasks: JoinSet::new(),
             links: BTreeMap::new(),
+            said: Arc::default(),
             by_peer: BTreeMap::new(),
             roots: BTreeMap::new(),
             choker: Choker::new(config.limits.upload_slots, config.uplink),
@@ -366,6 +374,9 @@ impl Hub {
             self.announce(root);
         }
         self.look();
+        if !self.said.swap(false, Ordering::Relaxed) {
+            return;
+        }
         let links: Vec<LinkId> = self.links.iter().filter(|(_, l)| !l.outbox.is_empty()).map(|(id, _)| *id).collect();
         for id in links {
             self.flush(id);
@@ -381,7 +392,10 @@ impl Hub {
                 slot.send(std::mem::take(&mut link.outbox).into());
                 true
             }
-            Err(_) => link.outbox.len() <= limit,
+            Err(_) => {
+                self.said.store(true, Ordering::Relaxed);
+                link.outbox.len() <= limit
+            }
         };
         if !queued {
             self.closed(id, "does not read its control stream");

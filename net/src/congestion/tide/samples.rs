@@ -52,6 +52,9 @@ pub(super) struct Sample {
 #[derive(Clone, Debug)]
 pub(super) struct Samples {
     entries: VecDeque<Entry>,
+    /// Where entries were last looked for: by when a packet was sent, and by the beginning of a sample. The next one is near.
+    by_packet: usize,
+    by_sample: usize,
     /// Bytes acknowledged in all.
     pub(super) delivered: u64,
     delivered_at: Instant,
@@ -71,6 +74,8 @@ impl Samples {
     pub(super) fn new(now: Instant) -> Self {
         Samples {
             entries: VecDeque::new(),
+            by_packet: 0,
+            by_sample: 0,
             delivered: 0,
             delivered_at: now,
             first_sent: now,
@@ -96,7 +101,7 @@ impl Samples {
             return;
         }
         if self.entries.len() == MAX_ENTRIES {
-            self.entries.pop_front();
+            self.drop_oldest();
         }
         self.entries.push_back(Entry {
             at: now,
@@ -110,9 +115,15 @@ impl Samples {
     }
 
     /// The entry of a packet sent at `sent`.
-    pub(super) fn entry(&self, sent: Instant) -> Option<Entry> {
-        let after = self.entries.partition_point(|e| e.at <= sent);
-        after.checked_sub(1).and_then(|i| self.entries.get(i)).copied()
+    pub(super) fn entry(&mut self, sent: Instant) -> Option<Entry> {
+        self.by_packet = walk(&self.entries, self.by_packet, |e| e.at <= sent);
+        self.by_packet.checked_sub(1).and_then(|i| self.entries.get(i)).copied()
+    }
+
+    fn drop_oldest(&mut self) {
+        self.entries.pop_front();
+        self.by_packet = self.by_packet.saturating_sub(1);
+        self.by_sample = self.by_sample.saturating_sub(1);
     }
 
     pub(super) fn acked(&mut self, now: Instant, bytes: u64) {
@@ -143,13 +154,13 @@ impl Samples {
         self.first_sent = self.first_sent.max(sent);
         // one round trip, or more of them where they are short and nothing paused meanwhile
         let from = now.checked_sub(LEAST_SPAN).unwrap_or(now).max(self.busy_since);
-        let begin = self.entries.partition_point(|e| e.at < from);
-        let base = self.entries.get(begin).filter(|e| e.at < entry.at).copied().unwrap_or(entry);
+        self.by_sample = walk(&self.entries, self.by_sample, |e| e.at < from);
+        let base = self.entries.get(self.by_sample).filter(|e| e.at < entry.at).copied().unwrap_or(entry);
         // what is older is asked for only by losses, within a round trip or so
         while self.entries.len() > MAX_ENTRIES / 2
             && self.entries.get(1).is_some_and(|e| e.at < entry.first_sent.min(from))
         {
-            self.entries.pop_front();
+            self.drop_oldest();
         }
         let sending = sent.saturating_duration_since(base.first_sent);
         let acking = now.saturating_duration_since(base.delivered_at);
@@ -168,6 +179,19 @@ impl Samples {
         self.lost += bytes;
         self.in_flight = self.in_flight.saturating_sub(bytes);
     }
+}
+
+/// How many entries come `before` a point, as `partition_point` tells; looked for from `near` on, entry by entry, for it has
+/// moved little since it was last looked for.
+fn walk(entries: &VecDeque<Entry>, near: usize, before: impl Fn(&Entry) -> bool) -> usize {
+    let mut at = near.min(entries.len());
+    while entries.get(at).is_some_and(&before) {
+        at += 1;
+    }
+    while at > 0 && !entries.get(at - 1).is_some_and(&before) {
+        at -= 1;
+    }
+    at
 }
 
 /// The largest value of the last rounds.

@@ -84,6 +84,21 @@ fn the_ledger_is_bounded() {
 }
 
 #[test]
+fn an_entry_is_found_wherever_the_last_one_was() {
+    let begun = Instant::now();
+    let mut samples = Samples::new(begun);
+    for n in 0..700u32 {
+        samples.sent(begun + MS * n, MTU, MS);
+        // acknowledgements come in order, losses are told in between, and the oldest entries go meanwhile
+        for ago in [5, 4, 300, 3] {
+            let Some(sent) = n.checked_sub(ago) else { continue };
+            let found = samples.entry(begun + MS * sent + MS / 2).map(|entry| entry.in_flight);
+            assert_eq!(found, Some(MTU * u64::from(sent + 1)), "{n} {ago}");
+        }
+    }
+}
+
+#[test]
 fn the_largest_of_the_last_rounds_is_forgotten_in_time() {
     let mut most = MaxOfRounds::<3>::new();
     for (value, expected) in [(5.0, 5.0), (9.0, 9.0), (1.0, 9.0), (2.0, 9.0), (3.0, 3.0)] {

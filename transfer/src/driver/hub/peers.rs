@@ -104,6 +104,7 @@ impl Hub {
             shared,
             out,
             outbox: vec![],
+            said: self.said.clone(),
             ours: BTreeMap::new(),
             theirs: BTreeMap::new(),
             agent: String::new(),
