@@ -9,17 +9,17 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-/// Each peer hears of what waits so often for each peer that there is, so that a side sends 250 haves a second;
+/// A peer hears of what came once in this time for each peer that there is, so that a side sends 250 haves a second;
 const PAUSE: Duration = Duration::from_millis(4);
-/// and as often as this at least: with many peers what one of them has is elsewhere as well;
+/// and once in this time at least: with many peers what one of them has is elsewhere as well;
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
-/// or, while this side's uplink is about to stand idle until others hear what they can ask it for, as often as this, and not
-/// with more than 2,500 haves a second: that is two to three hundredths of what a link of 80 Mbit/s carries, and few need it.
+/// or, while this side's uplink is about to stand idle until others hear what they can ask it for, once in this, or in so much
+/// for each peer, which is 2,500 haves a second: two to three hundredths of what a link of 80 Mbit/s carries, and few need it.
 const IDLE_PAUSE: Duration = Duration::from_millis(20);
 const IDLE_PAUSE_EACH: Duration = Duration::from_micros(400);
 /// An uplink that has less to send than this is about to stand idle: so long it takes to be heard and asked.
 const NEARLY_IDLE: Duration = Duration::from_millis(60);
-/// So many peers are told at the same time: fewer are all told at once.
+/// So many peers are told at the same time; of fewer, all.
 const AT_ONCE: usize = 32;
 
 /// How soon the others are to hear what came.
@@ -39,7 +39,7 @@ impl Pace {
         if backlog.is_none_or(|wait| wait < NEARLY_IDLE) { Pace::Idle } else { Pace::Busy }
     }
 
-    /// How often each of so many peers hears of what waits.
+    /// In which time each of so many peers hears of what came once.
     fn round(self, peers: usize) -> Duration {
         let each = |pause: Duration| pause.saturating_mul(peers.try_into().unwrap_or(u32::MAX));
         let longest = match self {
