@@ -198,6 +198,7 @@ impl Actor {
         let us = self.us;
         let record = kad::ProviderRecord::new(key.clone(), us, Vec::new());
         if self.kad().store_mut().add_provider(record).is_err() {
+            // who asked may have stopped waiting
             reply.send(Err(DhtError::TooManyKeys { max: self.config.limits.own_keys })).ok();
             return;
         }

@@ -113,7 +113,7 @@ impl<P: Copy + PartialEq> Haves<P> {
             return vec![];
         }
         let (peers, all) = (self.ring.len(), self.over + self.waiting.len() as u64);
-        let due = if pace.round(peers).is_zero() { peers } else { AT_ONCE.min(peers) };
+        let due = if pace == Pace::Urgent { peers } else { AT_ONCE.min(peers) };
         self.told = Some(now);
         let mut news: Vec<News<P>> = vec![];
         let mut last = None;

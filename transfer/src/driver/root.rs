@@ -106,7 +106,7 @@ pub(super) struct Root {
     pub(super) manifest: Option<Arc<Manifest>>,
     /// Leaves that can be served.
     pub(super) have: FixedBitSet,
-    /// Leaves in `have` that members have not been told of, and leaves that they have not been told are gone. What became of
+    /// Leaves in `have` that some member has not been told of, and leaves that they have not been told are gone. What became of
     /// them meanwhile, `have` says.
     pub(super) fresh: Haves<PeerIx>,
     pub(super) gone: Vec<u32>,
