@@ -13,6 +13,7 @@ mod cid;
 mod dagpb;
 mod directory;
 mod expand;
+mod gear;
 mod limits;
 mod link;
 mod manifest;

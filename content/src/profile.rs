@@ -3,7 +3,7 @@
 //! A profile never changes once released, since a changed one would give the same content another name; a better set of
 //! parameters gets a new name. Reading a DAG depends on no profile.
 
-use crate::HashKind;
+use crate::{HashKind, gear};
 
 /// Where a file is cut into chunks.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -122,6 +122,6 @@ impl FastCdc {
         let bits = self.normal.ilog2();
         let strict = fastcdc::v2020::MASKS[(bits + self.level) as usize];
         let lax = fastcdc::v2020::MASKS[(bits - self.level) as usize];
-        fastcdc::v2020::cut(data, self.min, self.normal, self.max, strict, lax, strict << 1, lax << 1).1
+        gear::cut(data, [self.min, self.normal, self.max], strict, lax)
     }
 }
