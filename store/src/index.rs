@@ -434,12 +434,13 @@ fn apply_files(
 fn apply_blocks(seal: &Seal, set: &StagedSet, blocks: &mut redb::Table<'_, CidKey, Bytes>) -> Result<(), StorageError> {
     let mut row = Vec::new();
     let few = blocks.len()?;
-    for (key, block) in fill_order(set.blocks.iter().collect(), few) {
+    // keys by value: sorting looks at them all the time
+    for (key, block) in fill_order(set.blocks.iter().map(|(key, block)| (*key, block)).collect(), few) {
+        let key = &key;
         row.clear();
-        let before = match blocks.get(key)? {
-            Some(found) => open_locs(seal, key, found.value()),
-            None => Vec::new(),
-        };
+        // the keys differ from each other, so that a table that was empty has none of them
+        let found = if few == 0 { None } else { blocks.get(key)? };
+        let before = found.map_or_else(Vec::new, |found| open_locs(seal, key, found.value()));
         let kept = before.iter().filter(|l| !block.adds.contains(l) && !block.removes.contains(l));
         let locs: Vec<&Loc> = block.adds.iter().chain(kept).take(MAX_LOCATIONS).collect();
         if locs.is_empty() {
