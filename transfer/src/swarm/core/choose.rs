@@ -25,6 +25,9 @@ const AHEAD: f64 = 0.2;
 /// In the opening this is asked of a seeder by all leechers together, as far as they know each other: where it is less than a
 /// leaf for each, by some of them, and by [`MANY`] at least.
 const OPENING_BYTES: u64 = 1 << 20;
+/// A seeder that has nothing that leechers lack is asked by so many of them: of a larger crowd the others would wait longer
+/// for it than for each other.
+const MANY_AT_SEEDER: u64 = 64;
 /// A leaf with few holders is asked for by so many leechers for each of them, at first.
 const TAKERS: u64 = 4;
 /// When too little else is to be had, the number of takers doubles as often as this.
@@ -156,6 +159,9 @@ impl Swarm {
         if opening && !self.on_demand && !self.opening.has_place(places, crowd) {
             return self.dry(slot);
         }
+        if p.is_seeder() && self.leaves_seeders_to_others() {
+            return self.dry(slot);
+        }
         // a leecher among many is asked for one leaf after another: what is queued at one is not asked of another. So is
         // a seeder among more, once it has nothing that leechers lack, or all would queue there for the last leaves
         let one_by_one = match p.is_seeder() {
@@ -223,6 +229,15 @@ impl Swarm {
         if late {
             self.wake_others(slot);
         }
+    }
+
+    /// Whether seeders have nothing that leechers lack, and this one of a crowd is not among those who ask them all the same;
+    /// unless nothing comes from anywhere.
+    fn leaves_seeders_to_others(&self) -> bool {
+        let seeders = self.slots.len() as u64 - u64::from(self.leechers);
+        let places = MANY_AT_SEEDER * seeders;
+        let spent = self.leechers > 0 && self.picker.only_at_seeders().is_empty();
+        spent && !self.on_demand && self.starved.is_none() && !self.opening.has_place(places, self.leechers.into())
     }
 
     /// `slot` has nothing to ask for. It is put back when it announces something or a leaf is needed again.

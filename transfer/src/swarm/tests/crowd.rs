@@ -110,6 +110,38 @@ fn a_seeder_without_anything_rare_is_asked_like_the_others() {
     }
 }
 
+/// A crowd would wait for its seeder at the end, each for a leaf of its own. Some ask it, more where there are more seeders,
+/// and whoever gets nothing from anybody else.
+#[test]
+fn of_a_crowd_some_ask_a_seeder_that_has_nothing_rare() {
+    let (crowd, leaves) = (160, 160);
+    let haves = |without: u32| [0..without.min(leaves), (without + 1).min(leaves)..leaves];
+    for (seeders, least, most) in [(1, 44, 84), (2, 108, 148), (3, crowd, crowd)] {
+        let mut some = 0;
+        for me in 0..crowd {
+            let count = leaves as usize;
+            let (tag, none) = (stripe::weight(1, me.into()), FixedBitSet::with_capacity(count));
+            let mut s = Swarm::new(SwarmConfig::default(), tag, vec![LEAF; count].into(), &full(count), &none);
+            s.opening.end();
+            for peer in 0..crowd + seeders {
+                s.handle_peer(MS(0), PeerIx(peer), u64::from(peer), MS(1));
+                // leechers lack a leaf each, and do not answer
+                let without = if peer < crowd { peer } else { leaves };
+                assert!(s.handle_have(MS(0), PeerIx(peer), &haves(without)));
+                s.handle_choke(MS(0), PeerIx(peer), peer < crowd);
+            }
+            let mut asked = !actions(&mut s, MS(0)).is_empty();
+            some += u32::from(asked);
+            while !asked {
+                let now = s.poll_timeout().filter(|at| *at < MS(2_000)).unwrap();
+                s.handle_timeout(now);
+                asked = !actions(&mut s, now).is_empty();
+            }
+        }
+        assert!((least..=most).contains(&some), "{some} of {crowd} asked {seeders} seeders");
+    }
+}
+
 /// Who owns a leaf that only a seeder has is to be able to ask for it.
 #[test]
 fn whoever_reaches_no_seeder_owns_nothing() {
