@@ -52,9 +52,8 @@ struct Search<'a> {
 impl Search<'_> {
     /// Goes on to the first byte before `to` whose hash has no bit in common with `mask`, if there is one.
     fn find(&mut self, to: usize, mask: u64) -> bool {
-        while self.at + LANES * LANE <= to
-            && let (lanes, _) = self.data[self.at..].as_chunks::<LANE>()
-            && let Some(lanes) = lanes.first_chunk::<LANES>()
+        while let Some(rest) = self.data.get(self.at..to)
+            && let Some(lanes) = rest.as_chunks::<LANE>().0.first_chunk::<LANES>()
         {
             match find_in(lanes, &mut self.hash, mask, self.gear) {
                 Some(at) => {
