@@ -1,8 +1,8 @@
 //! Binding the port, dialling the data plane, listing addresses, shutting down.
 
 use crate::{
-    BindError, CLOSE_NORMAL, CLOSE_WRONG_PEER, ConnectError, Connection, Incoming, Kernel, Keypair, Libp2pTransport,
-    Limits, Multiaddr, NetConfig, NetStats, PeerId, Underlay,
+    BindError, CLOSE_NORMAL, CLOSE_WRONG_PEER, Carried, ConnectError, Connection, Incoming, Kernel, Keypair,
+    Libp2pTransport, Limits, Multiaddr, NetConfig, NetStats, PeerId, Underlay,
     accept::{self, Counters},
     addr::{self, SocketPlan},
     muxer::Muxer,
@@ -156,9 +156,15 @@ impl Endpoint {
         self.shared.counters.snapshot(self.shared.table.open())
     }
 
-    /// Bytes that remotes acknowledged since [`bind`], over all connections, of both protocols: what the uplink carried.
-    pub fn bytes_acknowledged(&self) -> u64 {
-        self.shared.configs.acknowledged()
+    /// What the uplink carried since [`bind`], and carries.
+    pub fn carried(&self) -> Carried {
+        self.shared.configs.flight().carried()
+    }
+
+    /// Waits until less than `rate` bytes per second are carried, over all connections. For one task at a time: another one
+    /// that waits may not hear of it. Cancel safe.
+    pub async fn room(&self, rate: u64) {
+        self.shared.configs.flight().room(rate).await;
     }
 
     /// Opens a data-plane connection to a peer at an address, from the shared port. Someone else answering there is an

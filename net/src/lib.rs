@@ -32,6 +32,7 @@ mod underlay;
 pub use accept::NetStats;
 pub use addr::{from_multiaddr, to_multiaddr};
 pub use config::{Congestion, NetConfig};
+pub use congestion::Carried;
 pub use connection::{Connection, Incoming};
 pub use endpoint::{Endpoint, bind, bind_on};
 pub use error::{BindError, ConnectError, TransportIoError};

@@ -135,9 +135,9 @@ impl Configs {
         self.flow.yields.store(true, Relaxed);
     }
 
-    /// Bytes acknowledged by all remotes together.
-    pub(crate) fn acknowledged(&self) -> u64 {
-        self.flow.acknowledged.load(Relaxed)
+    /// What all connections carry.
+    pub(crate) fn flight(&self) -> &congestion::Flight {
+        &self.flow.flight
     }
 
     /// Gives an inbound connection what its protocol allows.

@@ -147,6 +147,9 @@ struct Node {
     turns: Turns<u32>,
     /// Whose turn that is.
     clients: BTreeMap<TurnId, u32>,
+    /// Those that began last, and when.
+    begun: Vec<TurnId>,
+    begun_at: u64,
     turn_timer: u64,
     choker: Choker<u32>,
     choke_timer: u64,
@@ -225,6 +228,8 @@ impl World {
                     conns: BTreeMap::new(),
                     turns: Turns::default(),
                     clients: BTreeMap::new(),
+                    begun: vec![],
+                    begun_at: 0,
                     turn_timer: u64::MAX,
                     choker: Choker::new(options.serving.upload_slots, options.serving.policy),
                     choke_timer: u64::MAX,

@@ -1,11 +1,14 @@
 //! Whose answers an uplink carries at once, and which comes next. Sans-IO.
 //!
 //! Of many answers that share an uplink all come late, and until then nobody can pass anything on. Taken in turns, each is
-//! through in a fraction of that time, and the uplink carries as much, as long as those who have a turn fill it. How many
-//! that takes is Little's law (1961), as BBR has it for packets: what the uplink carries at most, divided by what an answer
-//! gets where few are under way. The first is the largest of recent rates; for the second only a few are let through now
-//! and then. So it follows from how fast and how far away the readers are, and a machine that is busy with other things is
-//! not taken for readers that are slow.
+//! through in a fraction of that time, and the uplink carries as much, as long as those who have a turn fill it. Whether
+//! they do is looked at all the time: as soon as less is carried than the uplink can, another answer begins, for readers'
+//! downlinks are full of what others send now and then, for some milliseconds. What it can carry is the largest of recent
+//! rates, measured over longer times. Now and then more are let through than fill it, or it would never be seen to carry
+//! more.
+//!
+//! At most some times as many are let through as filled it of late. So their number follows from how fast and how far away
+//! the readers are, and a machine that is busy with other things is not taken for readers that are slow.
 //!
 //! Of the answers that wait, those come first whose leaves were sent the fewest times: what is rare multiplies soonest.
 //! Bytes, streams and clocks are not known here.
@@ -20,21 +23,20 @@ use std::{
 pub const LEAST: usize = 8;
 /// Rates are measured over so long; shorter spans measure the scheduler of the machine.
 const SPAN: Duration = Duration::from_millis(200);
-/// More are let through than what was carried needs, by this factor: so that an uplink that can carry more is found out, and
-/// because readers' downlinks are full of what others send now and then.
-const GAIN: f64 = 2.0;
+/// An uplink is full when it carries this part of what it carried at most: from the first to the second, more by a step for
+/// each span in which less than `USED` of it was carried and answers waited, else less.
+const FULL: (f64, f64) = (0.95, 0.99);
+const FULL_STEP: f64 = 0.01;
+const USED: f64 = 0.98;
+/// No more have a turn than so many times the fewest answers that filled it of late.
+const GAIN: f64 = 4.0;
+/// In one of so many spans, and after each that carried so much more than all before, more have a turn even where the
+/// uplink is full: so many times those of the span before.
+const PROBE_EVERY: u32 = 25;
+const GREW: f64 = 1.05;
+const PROBE: f64 = 1.5;
 /// What was carried at most is forgotten after one to two of these.
 const MEMORY: Duration = Duration::from_secs(5);
-/// A rate has settled when it is less than so many times the one before.
-const SETTLED: f64 = 1.25;
-/// What an answer gets where few are under way is measured so often;
-const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// or as soon as this, where less than this part of what was carried once is, for so many spans in a row.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
-const SHORT: f64 = 0.7;
-const SHORT_SPANS: u32 = 5;
-/// It is given up after so long: some answers take longer than that.
-const LOOK_LIMIT: Duration = Duration::from_secs(2);
 /// A turn is over after so many times what it should take; within bounds, and before that is known.
 const PATIENCE: f64 = 2.0;
 const LEAST_TURN: Duration = Duration::from_millis(300);
@@ -54,8 +56,9 @@ pub struct TurnId(pub u64);
 
 /// Says when answers may begin. `P` tells peers apart.
 ///
-/// Call [`handle_request`](Self::handle_request) when there is something to answer, [`handle_ended`](Self::handle_ended)
-/// when that is over, and [`handle_timeout`](Self::handle_timeout) at [`poll_timeout`](Self::poll_timeout); after each,
+/// Call [`handle_request`](Self::handle_request) when there is something to answer, [`handle_sent`](Self::handle_sent) when
+/// it is being sent, [`handle_ended`](Self::handle_ended) when that is over, and [`handle_timeout`](Self::handle_timeout) at
+/// [`poll_timeout`](Self::poll_timeout); after each, and when less is carried than [`poll_room`](Self::poll_room) tells,
 /// [`poll_begin`](Self::poll_begin) until it gives `None`. Times must not go backwards. What it holds is bounded by whoever
 /// calls: a place for each answer that has not ended, and some 65,536 counts of leaves.
 #[derive(Debug)]
@@ -66,6 +69,8 @@ pub struct Turns<P> {
     sending: BTreeMap<TurnId, Sending<P>>,
     /// Of these, how many have a turn: those for which it is not over.
     turns: usize,
+    /// How many of the answers that were begun are not being sent yet.
+    coming: usize,
     /// For each peer, answers that have not ended, and how many of them have a turn.
     peers: BTreeMap<P, (usize, usize)>,
     recent: Recent,
@@ -73,15 +78,14 @@ pub struct Turns<P> {
     /// Bytes per second carried at most: of late, since `peaks_since`, and in the time before.
     peaks: (f64, f64),
     peaks_since: Duration,
-    /// Bytes per second that an answer gets where few are under way, and when that was measured.
-    each: Option<f64>,
-    each_at: Duration,
-    /// It is being measured since then: few are let through.
-    looking: Option<Duration>,
-    /// The rate of the last span, if few were under way.
-    before: Option<f64>,
-    /// Spans in a row in which little was carried.
-    short_spans: u32,
+    /// The fewest answers, on average, that filled it for a span, in the same times.
+    fewest: (f64, f64),
+    /// Spans since one in which more have a turn than fill the uplink; none while it lasts.
+    unprobed: u32,
+    /// How many have one then.
+    probe: usize,
+    /// This part of what was carried at most counts as full.
+    full: f64,
 }
 
 #[derive(Debug)]
@@ -98,8 +102,19 @@ struct Waiting<P> {
 struct Sending<P> {
     peer: P,
     bytes: u64,
+    /// It is not being sent yet.
+    coming: bool,
     /// When its turn is over; none once it is, or where it never had one.
     until: Option<Duration>,
+}
+
+/// Room for another turn.
+enum Room {
+    /// Whatever is carried.
+    Free,
+    /// While less than so many bytes per second are carried.
+    Below(u64),
+    None,
 }
 
 /// What is being measured.
@@ -120,16 +135,16 @@ impl<P: Ord + Copy> Default for Turns<P> {
             waiting: vec![],
             sending: BTreeMap::new(),
             turns: 0,
+            coming: 0,
             peers: BTreeMap::new(),
             recent: Recent::default(),
             span: Span::default(),
             peaks: (0.0, 0.0),
             peaks_since: Duration::ZERO,
-            each: None,
-            each_at: Duration::ZERO,
-            looking: None,
-            before: None,
-            short_spans: 0,
+            fewest: (f64::INFINITY, f64::INFINITY),
+            unprobed: 0,
+            probe: 0,
+            full: FULL.0,
         }
     }
 }
@@ -151,9 +166,13 @@ impl<P: Ord + Copy> Turns<P> {
         id
     }
 
-    /// The next answer that may begin.
-    pub fn poll_begin(&mut self, now: Duration) -> Option<TurnId> {
-        let free = self.turns < self.limit() || self.peers.len() <= LEAST;
+    /// The next answer that may begin, while `rate` bytes per second are carried.
+    pub fn poll_begin(&mut self, now: Duration, rate: u64) -> Option<TurnId> {
+        let free = match self.room() {
+            Room::Free => true,
+            Room::Below(full) => rate < full,
+            Room::None => false,
+        };
         let order = |w: &Waiting<P>| {
             let has_turn = self.peers.get(&w.peer).is_some_and(|(_, turns)| *turns > 0);
             let sent = w.leaves.iter().map(|leaf| self.recent.count(*leaf)).min().unwrap_or(0);
@@ -165,14 +184,27 @@ impl<P: Ord + Copy> Turns<P> {
         let next = self.waiting.swap_remove(at);
         next.leaves.iter().for_each(|leaf| self.recent.add(*leaf));
         self.account(now);
-        let usual = self.each.and_then(|each| Duration::try_from_secs_f64(PATIENCE * next.bytes as f64 / each).ok());
+        let usual = self.each().and_then(|each| Duration::try_from_secs_f64(PATIENCE * next.bytes as f64 / each).ok());
         let turn = usual.map_or(FIRST_TURN, |usual| usual.clamp(LEAST_TURN, MOST_TURN));
-        self.sending.insert(next.id, Sending { peer: next.peer, bytes: next.bytes, until: free.then_some(now + turn) });
+        self.sending.insert(
+            next.id,
+            Sending { peer: next.peer, bytes: next.bytes, coming: true, until: free.then_some(now + turn) },
+        );
+        self.coming += 1;
         if free && let Some((_, turns)) = self.peers.get_mut(&next.peer) {
             self.turns += 1;
             *turns += 1;
         }
         Some(next.id)
+    }
+
+    /// Some of an answer was handed over for sending: from now on it is seen in what is carried.
+    pub fn handle_sent(&mut self, id: TurnId) {
+        if let Some(sending) = self.sending.get_mut(&id)
+            && std::mem::take(&mut sending.coming)
+        {
+            self.coming -= 1;
+        }
     }
 
     /// An answer was acknowledged as a whole, or is given up, begun or not.
@@ -182,6 +214,7 @@ impl<P: Ord + Copy> Turns<P> {
         } else {
             self.account(now);
             let Some(ended) = self.sending.remove(&id) else { return };
+            self.coming -= usize::from(ended.coming);
             if ended.until.is_some() {
                 self.turn_over(ended.peer);
             }
@@ -200,6 +233,14 @@ impl<P: Ord + Copy> Turns<P> {
         let waits: u64 = self.waiting.iter().map(|w| w.bytes).sum();
         let goes: u64 = self.sending.values().map(|s| s.bytes).sum();
         Duration::try_from_secs_f64((waits + goes / 2) as f64 / self.peak()).ok()
+    }
+
+    /// Another answer may begin once less than so many bytes per second are carried.
+    pub fn poll_room(&self) -> Option<u64> {
+        match self.room() {
+            Room::Below(full) if !self.waiting.is_empty() => Some(full),
+            _ => None,
+        }
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is to be called; never while nothing is sent.
@@ -236,12 +277,33 @@ impl<P: Ord + Copy> Turns<P> {
         self.span = Span { since: now, delivered, busy: 0.0, at: now };
     }
 
+    /// Whether there is room for another turn.
+    fn room(&self) -> Room {
+        let least = if self.unprobed == 0 { self.probe.max(LEAST) } else { LEAST };
+        if self.turns < least || self.peers.len() <= LEAST {
+            Room::Free
+        } else if self.turns < self.limit() {
+            let coming = self.coming as f64 * self.each().unwrap_or(0.0);
+            // a negative number becomes none
+            Room::Below((self.full * self.peak() - coming) as u64)
+        } else {
+            Room::None
+        }
+    }
+
     /// How many turns there may be.
     fn limit(&self) -> usize {
-        match self.each {
-            Some(each) if self.looking.is_none() => ((GAIN * self.peak() / each.max(1.0)) as usize).max(LEAST),
-            _ => LEAST,
-        }
+        self.fewest().map_or(LEAST, |fewest| ((GAIN * fewest) as usize).max(LEAST))
+    }
+
+    /// Bytes per second that an answer gets where just enough are under way.
+    fn each(&self) -> Option<f64> {
+        self.fewest().map(|fewest| self.peak() / fewest.max(1.0))
+    }
+
+    /// How few answers fill the uplink, once it is known.
+    fn fewest(&self) -> Option<f64> {
+        Some(self.fewest.0.min(self.fewest.1)).filter(|fewest| fewest.is_finite())
     }
 
     /// What the uplink carried at most.
@@ -266,29 +328,22 @@ impl<P: Ord + Copy> Turns<P> {
         if now >= self.peaks_since + MEMORY {
             let idle = now >= self.peaks_since + 2 * MEMORY;
             self.peaks = (0.0, if idle { 0.0 } else { self.peaks.0 });
+            self.fewest = (f64::INFINITY, if idle { f64::INFINITY } else { self.fewest.0 });
             self.peaks_since = now;
         }
+        let grew = rate > GREW * self.peak();
+        if grew {
+            // what fewer carried was less than it can
+            self.fewest = (f64::INFINITY, f64::INFINITY);
+        }
         self.peaks.0 = self.peaks.0.max(rate);
-        let few = answers > 0.5 && answers <= LEAST as f64 + 0.5;
-        let settled = few && self.before.is_some_and(|before| rate < SETTLED * before);
-        let given_up = self.looking.is_some_and(|since| since + LOOK_LIMIT <= now);
-        let short = rate < SHORT * self.peak();
-        if settled || given_up {
-            // where there is room, it does not matter how many there are
-            if settled || short || self.each.is_none() {
-                self.each = Some(rate.max(self.before.unwrap_or(0.0)) / answers.max(1.0));
-            }
-            self.each_at = now;
-            self.looking = None;
+        if rate >= FULL.0 * self.peak() {
+            self.fewest.0 = self.fewest.0.min(answers);
         }
-        self.before = few.then_some(rate);
-        let wanted = !self.waiting.is_empty();
-        self.short_spans = if wanted && short { self.short_spans + 1 } else { 0 };
-        let after = if self.short_spans >= SHORT_SPANS { LOOK_AGAIN } else { LOOK_EVERY };
-        if wanted && self.looking.is_none() && (self.each.is_none() || self.each_at + after <= now) {
-            self.looking = Some(now);
-            self.before = None;
-        }
+        self.unprobed = if grew { 0 } else { (self.unprobed + 1) % PROBE_EVERY };
+        self.probe = (PROBE * answers) as usize;
+        let short = rate < USED * self.peak() && !self.waiting.is_empty();
+        self.full = (self.full + if short { FULL_STEP } else { -FULL_STEP }).clamp(FULL.0, FULL.1);
     }
 }
 
@@ -350,6 +405,7 @@ mod tests {
         readers: Vec<Reader>,
         now: f64,
         delivered: f64,
+        rate: f64,
         flows: Vec<Flow>,
         /// Bytes of the answer that waits.
         waits: Vec<Option<f64>>,
@@ -361,7 +417,9 @@ mod tests {
         fn new(readers: Vec<Reader>) -> Self {
             let waits = vec![None; readers.len()];
             let turns = Turns::default();
-            Uplink { turns, readers, now: 0.0, delivered: 0.0, flows: vec![], waits, asked: 0, most_at_once: 0 }
+            let (flows, asked, most_at_once) = (vec![], 0, 0);
+            let (now, delivered, rate) = (0.0, 0.0, 0.0);
+            Uplink { turns, readers, now, delivered, rate, flows, waits, asked, most_at_once }
         }
 
         /// Runs on for so many seconds, with so many Mbit/s. Gives what part of it was used.
@@ -384,6 +442,7 @@ mod tests {
                 rate(a).total_cmp(&rate(b))
             });
             let mut left = capacity * STEP;
+            self.rate = 0.0;
             for i in by_rate {
                 let flow = &mut self.flows[i];
                 let reader = self.readers[flow.reader];
@@ -392,8 +451,11 @@ mod tests {
                 left -= part;
                 flow.left -= part;
                 self.delivered += part;
+                self.turns.handle_sent(flow.id);
                 if flow.left <= 0.0 {
                     flow.over = Some(self.now + reader.rtt);
+                } else {
+                    self.rate += part / STEP;
                 }
             }
             let over: Vec<TurnId> =
@@ -414,7 +476,7 @@ mod tests {
             if self.turns.poll_timeout().is_some_and(|at| at <= now) {
                 self.turns.handle_timeout(now, self.delivered as u64);
             }
-            while let Some(id) = self.turns.poll_begin(now) {
+            while let Some(id) = self.turns.poll_begin(now, self.rate as u64) {
                 let reader = self.turns.sending[&id].peer;
                 let left = self.waits[reader].take().unwrap();
                 self.flows.push(Flow { reader, id, left, over: None });
@@ -505,8 +567,44 @@ mod tests {
     fn taken() -> (Turns<usize>, Vec<TurnId>) {
         let mut turns = Turns::default();
         let taken: Vec<TurnId> = (100..100 + LEAST).map(|p| turns.handle_request(MS(0), p, 1_000, [9_999])).collect();
-        taken.iter().for_each(|id| assert_eq!(turns.poll_begin(MS(0)), Some(*id)));
+        taken.iter().for_each(|id| assert_eq!(turns.poll_begin(MS(0), 0), Some(*id)));
         (turns, taken)
+    }
+
+    #[test]
+    fn another_one_begins_while_the_uplink_is_not_full() {
+        let (mut turns, places) = taken();
+        places.iter().for_each(|id| turns.handle_sent(*id));
+        assert_eq!(turns.poll_room(), None, "nobody waits");
+        let waiting: Vec<TurnId> = (0..40).map(|p| turns.handle_request(MS(0), p, 1_000, [p as u64])).collect();
+        assert_eq!(turns.poll_begin(MS(0), 0), None, "it is not known how many fill it");
+        // 1 MB/s with eight of them
+        turns.handle_timeout(SPAN, 200_000);
+        let probed: Vec<TurnId> = std::iter::from_fn(|| turns.poll_begin(SPAN, 1_000_000)).collect();
+        assert_eq!(probed.len(), LEAST / 2, "more are tried");
+        probed.iter().for_each(|id| turns.handle_ended(SPAN, *id));
+        // which did not bring more
+        let now = 2 * SPAN;
+        turns.handle_timeout(now, 400_000);
+        let full = turns.poll_room().unwrap();
+        assert!((950_000..=990_000).contains(&full), "{full}");
+        assert_eq!(turns.poll_begin(now, full), None);
+        let next = turns.poll_begin(now, full - 1).unwrap();
+        assert!(waiting.contains(&next));
+        // it is not seen in the rate before it is sent
+        assert_eq!(turns.poll_begin(now, full - 1), None);
+        assert_eq!(turns.poll_room(), Some(full - 125_000));
+        turns.handle_sent(next);
+        turns.handle_sent(next);
+        assert_eq!(turns.poll_room(), Some(full));
+        // however little is carried, there is a limit
+        let mut begun = places.len() + 1;
+        while let Some(id) = turns.poll_begin(now, 0) {
+            turns.handle_sent(id);
+            begun += 1;
+        }
+        assert_eq!(begun, 4 * LEAST);
+        assert_eq!(turns.poll_room(), None);
     }
 
     #[test]
@@ -514,25 +612,25 @@ mod tests {
         let (mut turns, mut places) = taken();
         let ask = |turns: &mut Turns<usize>, now, peer: usize, leaf| turns.handle_request(MS(now), peer, 1_000, [leaf]);
         let first = ask(&mut turns, 0, 1, 5);
-        assert_eq!(turns.poll_begin(MS(0)), None);
+        assert_eq!(turns.poll_begin(MS(0), 0), None);
         turns.handle_ended(MS(0), places.remove(0));
-        assert_eq!(turns.poll_begin(MS(0)), Some(first));
+        assert_eq!(turns.poll_begin(MS(0), 0), Some(first));
         let (again, new) = (ask(&mut turns, 10, 2, 5), ask(&mut turns, 11, 3, 6));
         turns.handle_ended(MS(12), first);
-        assert_eq!(turns.poll_begin(MS(12)), Some(new));
+        assert_eq!(turns.poll_begin(MS(12), 0), Some(new));
         let newer = ask(&mut turns, 900, 4, 7);
         turns.handle_ended(MS(1_000), new);
-        assert_eq!(turns.poll_begin(MS(1_000)), Some(newer));
+        assert_eq!(turns.poll_begin(MS(1_000), 0), Some(newer));
         // once it is overdue it begins beside those who have a turn
-        assert_eq!(turns.poll_begin(MS(1_509)), None);
-        assert_eq!(turns.poll_begin(MS(1_510)), Some(again));
+        assert_eq!(turns.poll_begin(MS(1_509), 0), None);
+        assert_eq!(turns.poll_begin(MS(1_510), 0), Some(again));
         let newest = ask(&mut turns, 1_511, 6, 8);
-        assert_eq!(turns.poll_begin(MS(1_511)), None);
+        assert_eq!(turns.poll_begin(MS(1_511), 0), None);
         // and takes nobody's place when it ends
         turns.handle_ended(MS(1_512), again);
-        assert_eq!(turns.poll_begin(MS(1_512)), None);
+        assert_eq!(turns.poll_begin(MS(1_512), 0), None);
         turns.handle_ended(MS(1_512), newer);
-        assert_eq!(turns.poll_begin(MS(1_512)), Some(newest));
+        assert_eq!(turns.poll_begin(MS(1_512), 0), Some(newest));
     }
 
     #[test]
@@ -543,16 +641,16 @@ mod tests {
         turns.handle_request(MS(1), 3, 1_000, [9_999]);
         turns.handle_ended(MS(2), places[0]);
         turns.handle_ended(MS(2), places[1]);
-        assert_eq!(turns.poll_begin(MS(2)), Some(greedy[0]));
-        assert_eq!(turns.poll_begin(MS(2)), Some(modest), "the other one has a turn");
-        assert_eq!(turns.poll_begin(MS(2)), None);
+        assert_eq!(turns.poll_begin(MS(2), 0), Some(greedy[0]));
+        assert_eq!(turns.poll_begin(MS(2), 0), Some(modest), "the other one has a turn");
+        assert_eq!(turns.poll_begin(MS(2), 0), None);
     }
 
     #[test]
     fn few_peers_need_no_turns_and_nothing_is_left_behind() {
         let mut turns = Turns::default();
         let all: Vec<TurnId> = (0..64).map(|n| turns.handle_request(MS(0), n % LEAST, 1 << 20, [n as u64])).collect();
-        all.iter().for_each(|id| assert_eq!(turns.poll_begin(MS(0)), Some(*id)));
+        all.iter().for_each(|id| assert_eq!(turns.poll_begin(MS(0), 0), Some(*id)));
         all.iter().for_each(|id| turns.handle_ended(MS(5), *id));
         assert_eq!(turns.poll_timeout(), None);
         assert!(turns.peers.is_empty() && turns.sending.is_empty() && turns.turns == 0);
@@ -562,7 +660,7 @@ mod tests {
         turns.handle_ended(MS(1), gone);
         turns.handle_ended(MS(1), gone);
         turns.handle_ended(MS(2), places[0]);
-        assert_eq!(turns.poll_begin(MS(2)), None);
+        assert_eq!(turns.poll_begin(MS(2), 0), None);
         assert_eq!((turns.turns, turns.peers.len()), (LEAST - 1, LEAST - 1));
     }
 
@@ -571,7 +669,7 @@ mod tests {
         let mut turns = Turns::default();
         assert_eq!(turns.backlog(), None, "nothing was carried yet");
         let first = turns.handle_request(MS(0), 1, 1_000_000, [1]);
-        assert_eq!(turns.poll_begin(MS(0)), Some(first));
+        assert_eq!(turns.poll_begin(MS(0), 0), Some(first));
         assert_eq!(turns.poll_timeout(), Some(SPAN), "a single answer is measured as well");
         turns.handle_timeout(SPAN, 200_000);
         // 1 MB/s; half of what is under way is taken to be sent

@@ -1,20 +1,25 @@
-//! The congestion controllers, and a way past them for the last packet.
+//! The congestion controllers, what they count together (`flight`), and a way past them for the last packet.
 //!
 //! quinn holds back a CONNECTION_CLOSE like any other packet while the congestion window is full, and once closing it
 //! reads no more acknowledgements, so the window stays full: the remote then learns of the end by its idle time-out, half
 //! a minute late. [`Yielding`] wraps the chosen controller and, once told to, lets everything through; what is left to
 //! send then is that one packet.
 
+mod flight;
 mod tide;
 
+pub use flight::Carried;
+pub(crate) use flight::Flight;
+
 use crate::Congestion;
+use flight::Part;
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig, NewRenoConfig};
 use quinn_proto::RttEstimator;
 use std::{
     any::Any,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Instant,
 };
@@ -32,8 +37,8 @@ const OPEN: u64 = u64::MAX / 2;
 pub(crate) struct EndpointFlow {
     /// Set when the whole endpoint closes.
     pub(crate) yields: AtomicBool,
-    /// Bytes that were acknowledged, of packets that congestion control counts.
-    pub(crate) acknowledged: AtomicU64,
+    /// What all of them carry.
+    pub(crate) flight: Arc<Flight>,
 }
 
 /// Builds the controllers of one kind of connection.
@@ -79,6 +84,7 @@ impl ControllerFactory for Factory {
             inner: self.inner.clone().build(now, current_mtu),
             endpoint: self.endpoint.clone(),
             yields: Arc::default(),
+            part: Part::new(self.endpoint.flight.clone()),
         })
     }
 }
@@ -96,23 +102,27 @@ struct Yielding {
     endpoint: Arc<EndpointFlow>,
     /// Shared by the clones that quinn hands out, which is how the flag is reached from outside.
     yields: Arc<AtomicBool>,
+    part: Part,
 }
 
 impl Controller for Yielding {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.part.sent(now, bytes);
         self.inner.on_sent(now, bytes, last_packet_number);
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        self.endpoint.acknowledged.fetch_add(bytes, Relaxed);
+        self.part.acknowledged(bytes, rtt.get());
         self.inner.on_ack(now, sent, bytes, app_limited, rtt);
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
+        self.part.settled(now, in_flight);
         self.inner.on_end_acks(now, in_flight, app_limited, largest);
     }
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost_bytes: u64) {
+        self.part.lost(lost_bytes);
         self.inner.on_congestion_event(now, sent, persistent, lost_bytes);
     }
 
@@ -133,6 +143,7 @@ impl Controller for Yielding {
             inner: self.inner.clone_box(),
             endpoint: self.endpoint.clone(),
             yields: self.yields.clone(),
+            part: self.part.clone(),
         })
     }
 

@@ -3,6 +3,10 @@
 
 use super::*;
 
+/// How often a peer looks whether its uplink has room for another answer, while one waits for that. A driver hears of
+/// every acknowledgement.
+const LOOK_NS: u64 = 2_000_000;
+
 impl World {
     pub(super) fn request(&mut self, server: u32, client: u32, batch: BatchId, leaves: Vec<u32>) {
         let node = &mut self.nodes[server as usize];
@@ -59,9 +63,17 @@ impl World {
     /// Begins to answer what has a turn.
     fn take_turns(&mut self, server: u32) {
         let now = Duration::from_nanos(self.now);
+        let node = &mut self.nodes[server as usize];
+        // their flows have had their shares since
+        if node.begun_at < self.now {
+            node.begun.drain(..).for_each(|turn| node.turns.handle_sent(turn));
+        }
+        let rate = self.fluid.load(node.up).0 as u64;
         loop {
             let node = &mut self.nodes[server as usize];
-            let Some(turn) = node.turns.poll_begin(now) else { break };
+            let Some(turn) = node.turns.poll_begin(now, rate) else { break };
+            node.begun.push(turn);
+            node.begun_at = self.now;
             let Some(client) = node.clients.get(&turn).copied() else { continue };
             let choked = node.choked.contains(&client);
             self.progress(server, client);
@@ -77,8 +89,9 @@ impl World {
             self.aim(server, client);
         }
         let node = &mut self.nodes[server as usize];
+        let look = node.turns.poll_room().map(|_| self.now + LOOK_NS);
         if let Some(at) = node.turns.poll_timeout() {
-            let at = (at.as_nanos() as u64).max(self.now + 1);
+            let at = (at.as_nanos() as u64).max(self.now + 1).min(look.unwrap_or(u64::MAX));
             if at < node.turn_timer {
                 node.turn_timer = at;
                 self.at(at, Event::TurnTimer(server));
@@ -92,13 +105,17 @@ impl World {
             return;
         }
         node.turn_timer = u64::MAX;
+        let now = Duration::from_nanos(self.now);
+        if node.turns.poll_timeout().is_none_or(|at| at > now) {
+            return self.take_turns(server);
+        }
         let clients: Vec<u32> = node.conns.keys().copied().collect();
         for client in clients {
             self.progress(server, client);
             self.aim(server, client);
         }
         let node = &mut self.nodes[server as usize];
-        node.turns.handle_timeout(Duration::from_nanos(self.now), node.sent.round() as u64);
+        node.turns.handle_timeout(now, node.sent.round() as u64);
         self.take_turns(server);
     }
 

@@ -183,14 +183,16 @@ impl Hub {
         let mut look = tokio::time::interval(stock::LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut inputs = Vec::with_capacity(INPUTS_AT_ONCE);
-        loop {
+        let server = self.server.clone();
+        let turns = self.tasks.spawn(async move { server.take_turns().await });
+        'run: loop {
             let busy = self.roots.values().any(|r| r.fetch.is_some())
                 || self.choker.poll_timeout().is_some()
                 || self.choker.policy() == Policy::Reciprocal && !self.links.is_empty();
             let stall = self.next_stall();
             tokio::select! {
                 // several at once: haves of one round travel in one message
-                n = inbox.recv_many(&mut inputs, INPUTS_AT_ONCE) => if n == 0 { break },
+                n = inbox.recv_many(&mut inputs, INPUTS_AT_ONCE) => if n == 0 { break 'run },
                 _ = tick.tick(), if busy => self.tick(),
                 _ = look.tick(), if !self.roots.is_empty() => self.look_for_losses(),
                 () = sleep_until(stall.map(|t| self.origin + t)) => self.stalls(),
@@ -202,12 +204,13 @@ impl Hub {
             }
             for input in inputs.drain(..) {
                 if matches!(input, Input::Shutdown) {
-                    return self.shutdown(inbox).await;
+                    break 'run;
                 }
                 self.handle(input);
             }
             self.settle();
         }
+        turns.abort();
         self.shutdown(inbox).await;
     }
 
@@ -525,7 +528,8 @@ impl Hub {
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
+/// Until then; for ever, where there is no such time.
+pub(super) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,

@@ -5,7 +5,7 @@ use super::{
     Input, Served,
     link::{self, LinkShared},
     throttle::{PIECE_BYTES, Throttle, Way},
-    uplink::Uplink,
+    uplink::{Turn, Uplink},
 };
 use crate::{
     api::TransferLimits,
@@ -85,6 +85,11 @@ impl Server {
     /// How long a request made now would wait, as far as that is known.
     pub(super) fn backlog(&self) -> Option<Duration> {
         self.uplink.backlog()
+    }
+
+    /// Lets answers begin when the uplink has room. Runs until it is dropped.
+    pub(super) async fn take_turns(&self) {
+        self.uplink.run().await;
     }
 
     /// Answers until the connection ends, and tells why. Dropping it stops all answers of the connection.
@@ -167,15 +172,12 @@ impl Server {
                     turn = self.uplink.turn(shared.peer, bytes, keys) => turn,
                     _ = send.stopped() => return Err(Refusal(code::CANCELLED)),
                 };
-                let sending = async {
-                    self.send_leaves(send, &manifest, &leaves, packing, shared).await?;
-                    send.finish().map_err(|_| Refusal(code::CANCELLED))?;
-                    drop(place);
-                    // until it has arrived, or nobody wants it any more, or its reader takes nothing
-                    let _over = tokio::time::timeout(self.limits.idle_answer, send.stopped()).await;
-                    Ok(())
-                };
-                return turn.during(sending).await;
+                self.send_leaves(send, &manifest, &leaves, packing, shared, &turn).await?;
+                send.finish().map_err(|_| Refusal(code::CANCELLED))?;
+                drop(place);
+                // until it has arrived, or nobody wants it any more, or its reader takes nothing
+                let _over = tokio::time::timeout(self.limits.idle_answer, send.stopped()).await;
+                return Ok(());
             }
         }?;
         send.finish().map_err(|_| Refusal(code::CANCELLED))
@@ -235,6 +237,7 @@ impl Server {
         leaves: &LeafSet,
         packing: Packing,
         shared: &LinkShared,
+        turn: &Turn<'_>,
     ) -> Result<(), Refusal> {
         let mut rest = leaves.ranges().into_iter().flatten().peekable();
         let mut ready = None;
@@ -268,6 +271,7 @@ impl Server {
             };
             if let Some((group, permit)) = ready.take() {
                 self.write(send, group, shared).await?;
+                turn.is_sent();
                 drop(permit);
             }
             let Some((reading, permit)) = reading else { return Ok(()) };
