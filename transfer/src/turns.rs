@@ -29,7 +29,7 @@ const FULL: (f64, f64) = (0.95, 0.99);
 const FULL_STEP: f64 = 0.01;
 const USED: f64 = 0.98;
 /// No more have a turn than so many times the fewest answers that filled it of late.
-const GAIN: f64 = 4.0;
+const GAIN: f64 = 2.0;
 /// In one of so many spans, and after each that carried so much more than all before, more have a turn even where the
 /// uplink is full: so many times those of the span before.
 const PROBE_EVERY: u32 = 25;
@@ -603,7 +603,7 @@ mod tests {
             turns.handle_sent(id);
             begun += 1;
         }
-        assert_eq!(begun, 4 * LEAST);
+        assert_eq!(begun, 2 * LEAST);
         assert_eq!(turns.poll_room(), None);
     }
 
