@@ -35,8 +35,12 @@ const GAIN: f64 = 2.0;
 const PROBE_EVERY: u32 = 25;
 const GREW: f64 = 1.05;
 const PROBE: f64 = 1.5;
-/// What was carried at most is forgotten after one to two of these.
+/// What was carried at most is forgotten after one to two of these;
 const MEMORY: Duration = Duration::from_secs(5);
+/// or after so many spans in a row in which answers waited and less than this part of it was carried: readers have become
+/// slower, or the uplink has.
+const SHORT_SPANS: u32 = 5;
+const SHORT: f64 = 0.7;
 /// A turn is over after so many times what it should take; within bounds, and before that is known.
 const PATIENCE: f64 = 2.0;
 const LEAST_TURN: Duration = Duration::from_millis(300);
@@ -80,6 +84,8 @@ pub struct Turns<P> {
     peaks_since: Duration,
     /// The fewest answers, on average, that filled it for a span, in the same times.
     fewest: (f64, f64),
+    /// Spans in a row in which little was carried.
+    short_spans: u32,
     /// Spans since one in which more have a turn than fill the uplink; none while it lasts.
     unprobed: u32,
     /// How many have one then.
@@ -142,6 +148,7 @@ impl<P: Ord + Copy> Default for Turns<P> {
             peaks: (0.0, 0.0),
             peaks_since: Duration::ZERO,
             fewest: (f64::INFINITY, f64::INFINITY),
+            short_spans: 0,
             unprobed: 0,
             probe: 0,
             full: FULL.0,
@@ -331,6 +338,12 @@ impl<P: Ord + Copy> Turns<P> {
             self.fewest = (f64::INFINITY, if idle { f64::INFINITY } else { self.fewest.0 });
             self.peaks_since = now;
         }
+        let short = rate < SHORT * self.peak() && !self.waiting.is_empty();
+        self.short_spans = if short { self.short_spans + 1 } else { 0 };
+        if self.short_spans >= SHORT_SPANS {
+            self.short_spans = 0;
+            self.peaks = (0.0, 0.0);
+        }
         let grew = rate > GREW * self.peak();
         if grew {
             // what fewer carried was less than it can
@@ -342,8 +355,8 @@ impl<P: Ord + Copy> Turns<P> {
         }
         self.unprobed = if grew { 0 } else { (self.unprobed + 1) % PROBE_EVERY };
         self.probe = (PROBE * answers) as usize;
-        let short = rate < USED * self.peak() && !self.waiting.is_empty();
-        self.full = (self.full + if short { FULL_STEP } else { -FULL_STEP }).clamp(FULL.0, FULL.1);
+        let more = rate < USED * self.peak() && !self.waiting.is_empty();
+        self.full = (self.full + if more { FULL_STEP } else { -FULL_STEP }).clamp(FULL.0, FULL.1);
     }
 }
 
