@@ -11,6 +11,7 @@
 
 mod accept;
 mod addr;
+mod cipher;
 mod config;
 mod congestion;
 mod connection;

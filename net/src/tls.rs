@@ -1,10 +1,9 @@
 //! TLS 1.3 with libp2p certificates: one ed25519 identity proves itself in both directions, under either ALPN.
 //!
-//! The certificate format is libp2p's (specs/tls); the rustls configurations are ours: AES-128-GCM first where the
-//! hardware has AES, the server's order wins, no 0-RTT, no resumption (each connection proves its peer anew), no key
-//! log, no TLS 1.2.
+//! The certificate format is libp2p's (specs/tls); the rustls configurations are ours: the suites of `cipher`, the server's
+//! order wins, no 0-RTT, no resumption (each connection proves its peer anew), no key log, no TLS 1.2.
 
-use crate::{ALPN_LIBP2P, ALPN_SHOAL, BindError, Keypair, PeerId, proven::Proven};
+use crate::{ALPN_LIBP2P, ALPN_SHOAL, BindError, Keypair, PeerId, cipher, proven::Proven};
 use libp2p_tls::certificate;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
@@ -41,7 +40,7 @@ pub(crate) struct Tls {
 impl Tls {
     pub(crate) fn new(keypair: &Keypair) -> Result<Self, BindError> {
         let broken = |error: &dyn std::fmt::Display| BindError::Certificate(error.to_string());
-        let provider = Arc::new(provider());
+        let provider = Arc::new(cipher::provider());
         let (certificate, key) = certificate::generate(keypair).map_err(|e| broken(&e))?;
         let key = provider.key_provider.load_private_key(key).map_err(|e| broken(&e))?;
         let identity = Arc::new(Identity(Arc::new(CertifiedKey::new(vec![certificate], key))));
@@ -94,29 +93,6 @@ impl Tls {
 /// The application protocol of a handshake.
 pub(crate) fn alpn_of(data: Box<dyn std::any::Any>) -> Option<Vec<u8>> {
     data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
-}
-
-fn provider() -> CryptoProvider {
-    use aws_lc_rs::{cipher_suite as suite, kx_group};
-    let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites = if has_aes() {
-        vec![suite::TLS13_AES_128_GCM_SHA256, suite::TLS13_AES_256_GCM_SHA384, suite::TLS13_CHACHA20_POLY1305_SHA256]
-    } else {
-        vec![suite::TLS13_CHACHA20_POLY1305_SHA256, suite::TLS13_AES_128_GCM_SHA256, suite::TLS13_AES_256_GCM_SHA384]
-    };
-    // Keys of one packet: the first flight stays within 1,200 bytes.
-    provider.kx_groups = vec![kx_group::X25519, kx_group::SECP256R1];
-    provider
-}
-
-/// Whether the processor computes AES-GCM itself.
-fn has_aes() -> bool {
-    #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
-    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "x86", target_arch = "aarch64")))]
-    false
 }
 
 /// Offers our one certificate, whatever is asked: libp2p's marks its extension critical, which rustls' own resolvers
@@ -276,13 +252,6 @@ impl ClientCertVerifier for Verifier {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_tls13_suites_are_offered() {
-        let names: Vec<_> = provider().cipher_suites.iter().map(|s| s.suite()).collect();
-        assert_eq!(names.len(), 3);
-        assert!(provider().cipher_suites.iter().all(|s| s.version() == &TLS13));
-    }
 
     #[test]
     fn foreign_certificates_are_refused() {
