@@ -26,11 +26,13 @@ pub struct TransferLimits {
     /// Requests of one peer that are answered at the same time; more wait. One, so that a requester that waits for room to
     /// verify never has its window filled by another answer than the one it reads.
     pub answers_per_connection: usize,
-    /// Bytes read from disk for answers and not yet handed to QUIC, over all peers.
+    /// Bytes of answers, read from disk or in memory, that are not yet handed to QUIC, over all peers.
     pub serve_bytes: usize,
     /// Bytes of whole leaves that are not yet verified and written, of one fetch. With the receive window and the leaf that
     /// is being read it is what a kill costs.
     pub verify_bytes: usize,
+    /// Bytes of leaves that came last and stay in memory for others who fetch the same, over all fetches.
+    pub recent_bytes: usize,
     /// Bytes of control messages that wait for one peer to read them; beyond, it is let go.
     pub outbox_bytes: usize,
     /// Connections over long paths whose windows are widened to 32 MiB; others keep those of `shoal_net::Limits`.
@@ -61,6 +63,7 @@ impl Default for TransferLimits {
             answers_per_connection: 1,
             serve_bytes: 8 << 20,
             verify_bytes: 1 << 20,
+            recent_bytes: 16 << 20,
             outbox_bytes: 1 << 20,
             wide_connections: 16,
             upload_slots: 64,

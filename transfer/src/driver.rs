@@ -3,7 +3,7 @@
 //!
 //! `hub` is one task that owns all state; everything else sends it [`Input`]s. `link` is a connection's three tasks,
 //! `serve` answers requests, in turns by `uplink`, `batch` runs one, `resolve` gets a root's nodes, `fetch` is the life of
-//! one fetch, `read` that of one reader, `stock` finds out which leaves are here.
+//! one fetch, `read` that of one reader, `stock` finds out which leaves are here, `recent` keeps the last that came.
 
 mod bans;
 mod batch;
@@ -11,6 +11,7 @@ mod fetch;
 mod hub;
 mod link;
 mod read;
+mod recent;
 mod resolve;
 mod root;
 mod serve;

@@ -212,3 +212,47 @@ async fn a_leecher_whose_seeder_goes_says_so_and_says_when_it_finds_another() {
     leecher.stop().await;
     second.stop().await;
 }
+
+/// What comes while others fetch the same is passed on from memory, whatever becomes of the file meanwhile; what came while
+/// nobody else did is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_a_moment_ago_is_passed_on_without_the_disk() {
+    let (seeder, leecher) = (Peer::start(), Peer::start());
+    let bytes = noise(78, 32 * MB);
+    let (root, _) = seeder.share_bytes("film", &bytes).await;
+    seeder.transfer.limit(Rates { up: Some(MB as u64), ..Rates::default() }.into()).await.unwrap();
+    let manifest = seeder.store.manifest(&root).unwrap();
+    let sizes = sizes(&manifest);
+    let mut fetch = leecher.transfer.fetch(leecher.request(root, "film", vec![seeder.addr()])).await.unwrap();
+    while !matches!(fetch.next().await.unwrap(), FetchEvent::Progress { bytes_done: 1.., .. }) {}
+    let mut listener = Listener::join(&leecher.addr(), root).await;
+    listener.until("something came", |told| !told.is_empty()).await;
+    let before = listener.told.clone();
+    listener.until("more came", |told| told.len() > before.len()).await;
+    let until = listener.told.clone();
+    listener.until("more came", |told| told.len() > until.len()).await;
+    let after: BTreeSet<u32> = listener.told.difference(&until).copied().collect();
+
+    let mut spoilt = 0;
+    for entry in fs::read_dir(leecher.dir.path().join("out")).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            let file = fs::File::options().write(true).open(entry.path()).unwrap();
+            file.write_all_at(&vec![0; bytes.len()], 0).unwrap();
+            spoilt += 1;
+        }
+    }
+    assert_eq!(spoilt, 1, "the file that the fetch writes to");
+    for leaf in after {
+        let place = manifest.places(leaf)[0].offset as usize;
+        let content = bytes[place..place + sizes[leaf as usize] as usize].to_vec();
+        assert!(listener.ask_bytes(root, &sizes, leaf..leaf + 1).await == [Some(content)], "{leaf} is in memory");
+    }
+    let mut missing = 0;
+    for leaf in before {
+        missing += listener.ask(root, &sizes, leaf..leaf + 1).await.iter().filter(|got| got.is_none()).count();
+    }
+    assert!(missing > 0, "what came before there was anybody to keep it for is not in memory");
+    drop(fetch);
+    leecher.stop().await;
+    seeder.stop().await;
+}

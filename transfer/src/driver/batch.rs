@@ -4,6 +4,7 @@
 use super::{
     Input,
     link::{self, LinkShared},
+    recent::Recent,
     throttle::{Throttle, Way},
 };
 use crate::{
@@ -22,7 +23,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -125,6 +126,15 @@ pub(super) struct Sink {
     pub(super) bytes_in: AtomicU64,
     /// Empty buffers.
     spare: Mutex<Vec<Vec<u8>>>,
+    recent: Arc<Recent>,
+    /// Others fetch the same.
+    crowd: AtomicBool,
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.recent.forget(self.fetch);
+    }
 }
 
 impl Sink {
@@ -136,7 +146,7 @@ impl Sink {
         (checkout, on_demand): (Arc<Checkout>, bool),
         verify_bytes: usize,
         packing: Packing,
-        throttle: Arc<Throttle>,
+        (throttle, recent): (Arc<Throttle>, Arc<Recent>),
         inbox: mpsc::Sender<Input>,
     ) -> Self {
         let permits = (verify_bytes / PERMIT_BYTES).max(1);
@@ -158,7 +168,28 @@ impl Sink {
             packing,
             bytes_in: AtomicU64::new(0),
             spare: Mutex::default(),
+            recent,
+            crowd: AtomicBool::new(false),
         }
+    }
+
+    /// Whether others fetch the same, and will ask for what comes.
+    pub(super) fn note_crowd(&self, crowd: bool) {
+        self.crowd.store(crowd, Ordering::Relaxed);
+    }
+
+    /// Keeps what was written of `leaves`, which lie one behind the other in `bytes`, for others, if there are any.
+    fn remember(&self, outcomes: &[(u32, Outcome)], bytes: Vec<u8>) {
+        if !self.crowd.load(Ordering::Relaxed) {
+            return self.take_back(bytes);
+        }
+        let (size, mut bytes) = (bytes.capacity(), Bytes::from(bytes));
+        let leaves = outcomes.iter().filter_map(|(leaf, outcome)| {
+            let known = self.manifest.leaves()[*leaf as usize];
+            let one = bytes.split_to(known.len as usize);
+            (*outcome == Outcome::Written).then_some((known.cid, one))
+        });
+        self.recent.keep(self.fetch, leaves.collect(), size);
     }
 
     /// Held for moments.
@@ -169,6 +200,10 @@ impl Sink {
 
     /// An empty buffer with room for `len` bytes.
     fn buffer(&self, len: usize) -> Vec<u8> {
+        if self.crowd.load(Ordering::Relaxed) {
+            // it will be kept
+            return Vec::with_capacity(len);
+        }
         let mut spare = self.spare();
         match spare.iter().position(|buffer| buffer.capacity() >= len) {
             Some(at) => spare.swap_remove(at),
@@ -442,9 +477,8 @@ impl BatchRun {
         let (sink, peer, batch) = (self.sink.clone(), self.peer, self.batch);
         // the handle is not needed: the closure reports, and the room it holds says when it is over
         drop(tokio::task::spawn_blocking(move || {
-            let event = unpack_and_write(&sink, &group);
-            // the room is free once the bytes are
-            sink.take_back(group.bytes);
+            let event = unpack_and_write(&sink, &group.leaves, group.bytes, group.packed);
+            // the room is free once the bytes are, or are kept in room of their own
             drop(group.room);
             let input = Input::Batch { root: sink.root, fetch: sink.fetch, peer, batch, event };
             // a hub that is gone is shutting down
@@ -464,14 +498,19 @@ struct Group {
     room: Option<OwnedSemaphorePermit>,
 }
 
-fn unpack_and_write(sink: &Sink, group: &Group) -> BatchEvent {
-    match &group.packed {
-        None => verify_and_write(sink, &group.leaves, &group.bytes),
-        Some(head) => match wire::decompress(head, &group.bytes) {
-            Ok(bytes) => verify_and_write(sink, &group.leaves, &bytes),
-            Err(error) => BatchEvent::Ended(End::Fault(error.to_string())),
-        },
+fn unpack_and_write(sink: &Sink, leaves: &[u32], mut bytes: Vec<u8>, packed: Option<PackHead>) -> BatchEvent {
+    if let Some(head) = packed {
+        match wire::decompress(&head, &bytes) {
+            Ok(plain) => sink.take_back(std::mem::replace(&mut bytes, plain)),
+            Err(error) => return BatchEvent::Ended(End::Fault(error.to_string())),
+        }
     }
+    let event = verify_and_write(sink, leaves, &bytes);
+    match &event {
+        BatchEvent::Leaves(outcomes) => sink.remember(outcomes, bytes),
+        _ => sink.take_back(bytes),
+    }
+    event
 }
 
 fn verify_and_write(sink: &Sink, leaves: &[u32], bytes: &[u8]) -> BatchEvent {

@@ -12,6 +12,7 @@ use super::{
     batch::{BatchEvent, BatchRun, End, Outcome, Sink},
     fetch::{self, FetchState, Prepared, Running, Stage},
     link::{self, LinkShared},
+    recent::Recent,
     resolve::{self, Resolver},
     root::{Member, Root},
     serve::Server,
@@ -121,6 +122,7 @@ pub(super) struct Hub {
     served: watch::Sender<Served>,
     server: Arc<Server>,
     throttle: Arc<Throttle>,
+    recent: Arc<Recent>,
     rates: Rates,
     dials: usize,
     next_number: u64,
@@ -144,10 +146,9 @@ impl Hub {
         let (served, watching) = watch::channel(Served::default());
         let rates = config.rates;
         let throttle = Arc::new(Throttle::new(rates));
-        let compress = config.compression != Compression::Off;
-        let limits = config.limits.clone();
+        let recent = Arc::new(Recent::new(config.limits.recent_bytes));
         let server =
-            Server::new(endpoint.clone(), store.clone(), watching, throttle.clone(), limits, compress, inbox.clone());
+            Server::new(&endpoint, &store, watching, (throttle.clone(), recent.clone()), &config, inbox.clone());
         let server = Arc::new(server);
         Hub {
             me: endpoint.peer_id(),
@@ -166,6 +167,7 @@ impl Hub {
             served,
             server,
             throttle,
+            recent,
             rates,
             dials: 0,
             next_number: 0,

@@ -1,14 +1,15 @@
-//! Answers request streams: nodes and leaves of the roots that are served, hashed when read, in bounded memory.
-//! It knows neither peers nor swarms.
+//! Answers request streams: nodes and leaves of the roots that are served, hashed when they were read or when they came, in
+//! bounded memory. It knows neither peers nor swarms.
 
 use super::{
     Input, Served,
     link::{self, LinkShared},
+    recent::Recent,
     throttle::{PIECE_BYTES, Throttle, Way},
     uplink::{Turn, Uplink},
 };
 use crate::{
-    api::TransferLimits,
+    api::{Compression, TransferConfig, TransferLimits},
     wire::{self, LeafSet, MAX_FRAME_BYTES, PACK_HEAD_BYTES, PackHead, PackKind, Packing, Request, code, feature},
 };
 use bytes::Bytes;
@@ -23,8 +24,8 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
-    task::{JoinError, JoinSet},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    task::{JoinError, JoinHandle, JoinSet},
 };
 
 /// A request head must be here within this time after its stream was opened.
@@ -51,6 +52,7 @@ pub(super) struct Server {
     /// Places for connections with wide windows, in both directions.
     wide: Arc<Semaphore>,
     throttle: Arc<Throttle>,
+    recent: Arc<Recent>,
     uplink: Uplink,
     limits: TransferLimits,
     compress: bool,
@@ -62,19 +64,19 @@ struct Refusal(u32);
 
 impl Server {
     pub(super) fn new(
-        endpoint: Endpoint,
-        store: Store,
+        endpoint: &Endpoint,
+        store: &Store,
         served: watch::Receiver<Served>,
-        throttle: Arc<Throttle>,
-        limits: TransferLimits,
-        compress: bool,
+        (throttle, recent): (Arc<Throttle>, Arc<Recent>),
+        config: &TransferConfig,
         inbox: mpsc::Sender<Input>,
     ) -> Self {
+        let (limits, compress) = (config.limits.clone(), config.compression != Compression::Off);
         let permits = (limits.serve_bytes / PERMIT_BYTES).max(2 * GROUP_BYTES / PERMIT_BYTES);
         let wide = Arc::new(Semaphore::new(limits.wide_connections));
         let budget = Arc::new(Semaphore::new(permits));
-        let (uplink, budget_permits) = (Uplink::new(endpoint), permits as u32);
-        Server { store, served, budget, budget_permits, wide, throttle, uplink, limits, compress, inbox }
+        let (store, uplink, budget_permits) = (store.clone(), Uplink::new(endpoint.clone()), permits as u32);
+        Server { store, served, budget, budget_permits, wide, throttle, recent, uplink, limits, compress, inbox }
     }
 
     /// Lets more be in flight on a connection whose path is long.
@@ -229,7 +231,7 @@ impl Server {
         Ok(())
     }
 
-    /// While one group is written, the next is read.
+    /// While one group is written, the next is read, unless it is in memory.
     async fn send_leaves(
         &self,
         send: &mut SendStream,
@@ -252,7 +254,7 @@ impl Server {
                 bytes += manifest.leaves()[leaf as usize].len as usize;
                 group.push(leaf);
             }
-            let reading = if group.is_empty() {
+            let next = if group.is_empty() {
                 None
             } else {
                 if shared.choked.load(Ordering::Relaxed) {
@@ -266,21 +268,35 @@ impl Server {
                     drop(permit);
                 }
                 let permit = self.permit(bytes).await?;
-                let (store, manifest) = (self.store.clone(), manifest.clone());
-                Some((tokio::task::spawn_blocking(move || read_group(&store, &manifest, &group, level)), permit))
+                let cids = group.iter().map(|leaf| &manifest.leaves()[*leaf as usize].cid);
+                let here = if level.is_none() { self.recent.get(cids) } else { None };
+                let next = if let Some(leaves) = here {
+                    // a request is for no more than 4,096 leaves
+                    Next::Here(pack(group.len() as u16, leaves, None))
+                } else {
+                    let (store, manifest) = (self.store.clone(), manifest.clone());
+                    Next::Read(tokio::task::spawn_blocking(move || read_group(&store, &manifest, &group, level)))
+                };
+                Some((next, permit))
             };
             if let Some((group, permit)) = ready.take() {
                 self.write(send, group, shared).await?;
                 turn.is_sent();
                 drop(permit);
             }
-            let Some((reading, permit)) = reading else { return Ok(()) };
-            let Group { packs, missing, unread } = reading.await.map_err(|_| Refusal(code::FAILED))?;
-            let unread = unread.map(|leaves| Input::Unread(manifest.root(), leaves));
-            for news in missing.then_some(Input::Lost).into_iter().chain(unread) {
-                // a hub that is gone is shutting down
-                let _gone = self.inbox.send(news).await;
-            }
+            let Some((next, permit)) = next else { return Ok(()) };
+            let packs = match next {
+                Next::Here(packed) => vec![packed],
+                Next::Read(reading) => {
+                    let Group { packs, missing, unread } = reading.await.map_err(|_| Refusal(code::FAILED))?;
+                    let unread = unread.map(|leaves| Input::Unread(manifest.root(), leaves));
+                    for news in missing.then_some(Input::Lost).into_iter().chain(unread) {
+                        // a hub that is gone is shutting down
+                        let _gone = self.inbox.send(news).await;
+                    }
+                    packs
+                }
+            };
             packs.iter().for_each(|packed| shared.note(packed));
             ready = Some((packs.into_iter().flat_map(|packed| packed.out).collect(), permit));
         }
@@ -290,7 +306,7 @@ impl Server {
         (bytes.div_ceil(PERMIT_BYTES) as u32).clamp(1, self.budget_permits)
     }
 
-    async fn permit(&self, bytes: usize) -> Result<tokio::sync::OwnedSemaphorePermit, Refusal> {
+    async fn permit(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
         self.budget.clone().acquire_many_owned(self.permits(bytes)).await.map_err(|_| Refusal(code::FAILED))
     }
 
@@ -369,6 +385,14 @@ pub(super) enum Attempt {
     GaveWay(usize, Duration),
     /// They did not, or not by enough.
     Resisted,
+}
+
+/// The leaves of an answer that go out next.
+enum Next {
+    /// They are in memory.
+    Here(Packed),
+    /// They are being read.
+    Read(JoinHandle<Group>),
 }
 
 /// What was read of some leaves.

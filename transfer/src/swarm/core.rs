@@ -345,6 +345,11 @@ impl Swarm {
         self.progress.leaves_done == self.progress.leaves_wanted
     }
 
+    /// Peers that do not have everything.
+    pub fn leechers(&self) -> u32 {
+        self.leechers
+    }
+
     /// Whether no leecher has announced `leaf`.
     pub fn is_rare(&self, leaf: u32) -> bool {
         (leaf as usize) < self.sizes.len() && self.picker.availability(leaf) == 0

@@ -385,6 +385,12 @@ impl Listener {
 
     /// Asks for leaves; gives how many bytes came of each, or that it is missing.
     pub async fn ask(&self, root: Cid, sizes: &[u32], leaves: Range<u32>) -> Vec<Option<u32>> {
+        let got = self.ask_bytes(root, sizes, leaves).await;
+        got.into_iter().map(|bytes| bytes.map(|bytes| bytes.len() as u32)).collect()
+    }
+
+    /// Asks for leaves; gives the bytes of each, or that it is missing.
+    pub async fn ask_bytes(&self, root: Cid, sizes: &[u32], leaves: Range<u32>) -> Vec<Option<Vec<u8>>> {
         let (mut send, mut recv) = self.connection.quinn().open_bi().await.unwrap();
         let set = LeafSet::Ranges(std::iter::once(leaves.clone()).collect());
         send.write_all(&Request::Leaves { root, packing: Packing::Off, leaves: set }.encode()).await.unwrap();
@@ -395,9 +401,14 @@ impl Listener {
         let mut got = vec![];
         while let Some((head, body)) = rest.split_first_chunk() {
             let head = PackHead::decode(head).unwrap();
+            let mut pack = &body[..head.wire as usize];
             rest = &body[head.wire as usize..];
             for leaf in left.by_ref().take(head.items.into()) {
-                got.push((head.kind == PackKind::Plain).then(|| sizes[leaf as usize]));
+                got.push((head.kind == PackKind::Plain).then(|| {
+                    let (bytes, later) = pack.split_at(sizes[leaf as usize] as usize);
+                    pack = later;
+                    bytes.to_vec()
+                }));
             }
         }
         assert_eq!(left.len(), 0, "the answer ends early");

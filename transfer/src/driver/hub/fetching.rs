@@ -78,7 +78,7 @@ impl Hub {
         };
         let now = self.now();
         let (me, inbox, config) = (tag(&self.me), self.inbox.clone(), self.config.clone());
-        let throttle = self.throttle.clone();
+        let shared = (self.throttle.clone(), self.recent.clone());
         let Some(r) = self.roots.get_mut(&root) else { return };
         let Some(f) = r.fetch.as_deref_mut().filter(|f| f.id == id) else { return };
         let Some(manifest) = r.manifest.clone() else { return };
@@ -112,7 +112,7 @@ impl Hub {
         let destination = (checkout, on_demand);
         let mostly_here = bytes_local >= swarm.progress().bytes_wanted / 2;
         let packing = config.compression.packing(mostly_here);
-        let sink = Sink::new((root, id), manifest, destination, config.limits.verify_bytes, packing, throttle, inbox);
+        let sink = Sink::new((root, id), manifest, destination, config.limits.verify_bytes, packing, shared, inbox);
         sink.keep(&here);
         let running = Running::new(swarm, sink, bytes_resumed, bytes_local);
         f.stage = Stage::Running(Box::new(running));
@@ -338,6 +338,9 @@ impl Hub {
         }
         let Some(r) = self.roots.get_mut(&root) else { return };
         let Some(f) = &mut r.fetch else { return };
+        if let Some(running) = f.running() {
+            running.sink.note_crowd(running.swarm.leechers() > 0);
+        }
         let on_demand = f.on_demand;
         let complete = |running: &mut Running| running.swarm.is_complete() && (!on_demand || running.sink.keeps_all());
         if f.running().is_some_and(complete) {
