@@ -201,7 +201,7 @@ impl Sink {
     /// An empty buffer with room for `len` bytes.
     fn buffer(&self, len: usize) -> Vec<u8> {
         if self.crowd.load(Ordering::Relaxed) {
-            // it will be kept
+            // what comes plain will be kept
             return Vec::with_capacity(len);
         }
         let mut spare = self.spare();
