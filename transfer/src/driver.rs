@@ -3,12 +3,14 @@
 //!
 //! `hub` is one task that owns all state; everything else sends it [`Input`]s. `link` is a connection's three tasks,
 //! `serve` answers requests, in turns by `uplink`, `batch` runs one, `resolve` gets a root's nodes, `fetch` is the life of
-//! one fetch, `read` that of one reader, `stock` finds out which leaves are here, `recent` keeps the last that came.
+//! one fetch, `read` that of one reader, `stock` finds out which leaves are here, `recent` keeps the last that came,
+//! `lane` has blocking threads do what hashes or touches the disk.
 
 mod bans;
 mod batch;
 mod fetch;
 mod hub;
+mod lane;
 mod link;
 mod read;
 mod recent;

@@ -3,6 +3,7 @@
 
 use super::{
     Input,
+    lane::Lane,
     link::{self, LinkShared},
     recent::Recent,
     throttle::{Throttle, Way},
@@ -127,6 +128,7 @@ pub(super) struct Sink {
     /// Empty buffers.
     spare: Mutex<Vec<Vec<u8>>>,
     recent: Arc<Recent>,
+    lane: Arc<Lane>,
     /// Others fetch the same.
     crowd: AtomicBool,
 }
@@ -169,6 +171,7 @@ impl Sink {
             bytes_in: AtomicU64::new(0),
             spare: Mutex::default(),
             recent,
+            lane: Lane::new(),
             crowd: AtomicBool::new(false),
         }
     }
@@ -426,7 +429,7 @@ impl BatchRun {
             Ok(permit) => permit,
             Err(_) => {
                 self.write(group);
-                budget.clone().acquire_many_owned(want).await.map_err(|_| End::Lost)?
+                self.sink.lane.wait(budget.clone().acquire_many_owned(want)).await.map_err(|_| End::Lost)?
             }
         };
         match &mut group.room {
@@ -475,15 +478,14 @@ impl BatchRun {
         }
         let group = std::mem::take(group);
         let (sink, peer, batch) = (self.sink.clone(), self.peer, self.batch);
-        // the handle is not needed: the closure reports, and the room it holds says when it is over
-        drop(tokio::task::spawn_blocking(move || {
+        self.sink.lane.run(move || {
             let event = unpack_and_write(&sink, &group.leaves, group.bytes, group.packed);
             // the room is free once the bytes are, or are kept in room of their own
             drop(group.room);
             let input = Input::Batch { root: sink.root, fetch: sink.fetch, peer, batch, event };
             // a hub that is gone is shutting down
             let _gone = sink.inbox.blocking_send(input);
-        }));
+        });
     }
 }
 

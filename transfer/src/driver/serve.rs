@@ -3,6 +3,7 @@
 
 use super::{
     Input, Served,
+    lane::{Lane, Pending},
     link::{self, LinkShared},
     recent::Recent,
     throttle::{PIECE_BYTES, Throttle, Way},
@@ -25,7 +26,7 @@ use std::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    task::{JoinError, JoinHandle, JoinSet},
+    task::{JoinError, JoinSet},
 };
 
 /// A request head must be here within this time after its stream was opened.
@@ -53,6 +54,7 @@ pub(super) struct Server {
     wide: Arc<Semaphore>,
     throttle: Arc<Throttle>,
     recent: Arc<Recent>,
+    lane: Arc<Lane>,
     uplink: Uplink,
     limits: TransferLimits,
     compress: bool,
@@ -76,7 +78,20 @@ impl Server {
         let wide = Arc::new(Semaphore::new(limits.wide_connections));
         let budget = Arc::new(Semaphore::new(permits));
         let (store, uplink, budget_permits) = (store.clone(), Uplink::new(endpoint.clone()), permits as u32);
-        Server { store, served, budget, budget_permits, wide, throttle, recent, uplink, limits, compress, inbox }
+        Server {
+            store,
+            served,
+            budget,
+            budget_permits,
+            wide,
+            throttle,
+            recent,
+            lane: Lane::new(),
+            uplink,
+            limits,
+            compress,
+            inbox,
+        }
     }
 
     /// Lets more be in flight on a connection whose path is long.
@@ -206,7 +221,7 @@ impl Server {
             let permit = self.permit(GROUP_BYTES).await?;
             let store = self.store.clone();
             let level = shared.level(packing);
-            let read = tokio::task::spawn_blocking(move || {
+            let read = self.lane.begin(move || {
                 let mut records = Vec::with_capacity(GROUP_BYTES);
                 let mut items = 0;
                 while records.len() < GROUP_BYTES && items < u16::MAX {
@@ -220,10 +235,10 @@ impl Server {
                     items += 1;
                     rest.next();
                 }
-                Ok::<_, Refusal>((pack(items, vec![records.into()], level), rest))
+                Ok::<_, Refusal>((pack(items, vec![records.into()], level), rest, permit))
             });
-            let packed;
-            (packed, rest) = read.await.map_err(|_| Refusal(code::FAILED))??;
+            let (packed, permit);
+            (packed, rest, permit) = read.wait().await.ok_or(Refusal(code::FAILED))??;
             shared.note(&packed);
             self.write(send, packed.out, shared).await?;
             drop(permit);
@@ -270,31 +285,32 @@ impl Server {
                 let permit = self.permit(bytes).await?;
                 let cids = group.iter().map(|leaf| &manifest.leaves()[*leaf as usize].cid);
                 let here = if level.is_none() { self.recent.get(cids) } else { None };
-                let next = if let Some(leaves) = here {
+                Some(if let Some(leaves) = here {
                     // a request is for no more than 4,096 leaves
-                    Next::Here(pack(group.len() as u16, leaves, None))
+                    Next::Here(pack(group.len() as u16, leaves, None), permit)
                 } else {
                     let (store, manifest) = (self.store.clone(), manifest.clone());
-                    Next::Read(tokio::task::spawn_blocking(move || read_group(&store, &manifest, &group, level)))
-                };
-                Some((next, permit))
+                    // what waits to be read keeps its room, whether or not somebody still waits for it
+                    Next::Read(self.lane.begin(move || (read_group(&store, &manifest, &group, level), permit)))
+                })
             };
             if let Some((group, permit)) = ready.take() {
                 self.write(send, group, shared).await?;
                 turn.is_sent();
                 drop(permit);
             }
-            let Some((next, permit)) = next else { return Ok(()) };
-            let packs = match next {
-                Next::Here(packed) => vec![packed],
+            let Some(next) = next else { return Ok(()) };
+            let (packs, permit) = match next {
+                Next::Here(packed, permit) => (vec![packed], permit),
                 Next::Read(reading) => {
-                    let Group { packs, missing, unread } = reading.await.map_err(|_| Refusal(code::FAILED))?;
+                    let (read, permit) = reading.wait().await.ok_or(Refusal(code::FAILED))?;
+                    let Group { packs, missing, unread } = read;
                     let unread = unread.map(|leaves| Input::Unread(manifest.root(), leaves));
                     for news in missing.then_some(Input::Lost).into_iter().chain(unread) {
                         // a hub that is gone is shutting down
                         let _gone = self.inbox.send(news).await;
                     }
-                    packs
+                    (packs, permit)
                 }
             };
             packs.iter().for_each(|packed| shared.note(packed));
@@ -387,12 +403,12 @@ pub(super) enum Attempt {
     Resisted,
 }
 
-/// The leaves of an answer that go out next.
+/// The leaves of an answer that go out next, with their room in the budget.
 enum Next {
     /// They are in memory.
-    Here(Packed),
+    Here(Packed, OwnedSemaphorePermit),
     /// They are being read.
-    Read(JoinHandle<Group>),
+    Read(Pending<(Group, OwnedSemaphorePermit)>),
 }
 
 /// What was read of some leaves.
