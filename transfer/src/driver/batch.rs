@@ -33,8 +33,8 @@ use tokio::{
     time::Instant,
 };
 
-/// Leaves are verified and written in groups of about this many bytes.
-const GROUP_BYTES: usize = 256 << 10;
+/// Leaves are verified and written in groups of about this many bytes: they and what is written of them fit a core's cache.
+const GROUP_BYTES: usize = 128 << 10;
 /// The hub hears of arriving bytes after this many or this long, whichever comes first.
 const NEWS_BYTES: u64 = 256 << 10;
 const NEWS_EVERY: Duration = Duration::from_millis(50);
@@ -42,7 +42,7 @@ const NEWS_EVERY: Duration = Duration::from_millis(50);
 const PERMIT_BYTES: usize = 1024;
 /// Buffers that are kept for the next leaves, and how large each may be: fresh ones cost the faults of their pages.
 const SPARE_BUFFERS: usize = 8;
-const SPARE_BYTES: usize = 2 * GROUP_BYTES;
+const SPARE_BYTES: usize = 512 << 10;
 
 /// What the hub hears of a request.
 #[derive(Debug)]
